@@ -1,0 +1,201 @@
+"""Where callbacks get their allocations from: the routers, or what inputs were routed to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from polylab.poly.model import PolyModel
+from polylab.poly.statistics import layer_entropy, mean_over_layers, routing_mutual_information
+from polylab.training.distributed import gather_objects
+
+__all__ = ["AllocationSource", "Allocations", "ExampleRouting", "find_poly_model"]
+
+EXAMPLES_PER_TASK = 8
+
+
+def find_poly_model(module: LightningModule) -> PolyModel | None:
+    """The first `PolyModel` among the module's parts, if there is one."""
+    return next((part for part in module.modules() if isinstance(part, PolyModel)), None)
+
+
+@dataclass(frozen=True)
+class ExampleRouting:
+    """Statistics of an input router that need single examples; means per task do not give them."""
+
+    layer_entropy: dict[str, float]
+    mutual_information: float  # nats, between example and skill
+
+
+@dataclass(frozen=True)
+class Allocations:
+    """Which skills each task uses, on the CPU.
+
+    Args:
+        weights: `{layer: [rows, splits, skills]}`, normalised. For an input router the mean over
+            the task's examples.
+        gates: The same before normalisation; empty where the router has no sigmoid.
+        task_ids: Of the rows; all tasks, or those of which an example was seen.
+        examples: For input routers.
+    """
+
+    weights: dict[str, Tensor]
+    gates: dict[str, Tensor]
+    task_ids: list[int]
+    examples: ExampleRouting | None = None
+
+    @property
+    def n_skills(self) -> int:
+        return next(iter(self.weights.values())).shape[2]
+
+    @property
+    def used(self) -> dict[str, Tensor]:
+        """What usage is counted on: the gates; the weights of a router without them."""
+        return self.gates or self.weights
+
+    def layer_entropy(self) -> dict[str, float]:
+        return self.examples.layer_entropy if self.examples else layer_entropy(self.weights)
+
+    def entropy(self) -> float:
+        return mean_over_layers(self.layer_entropy())
+
+    def mutual_information(self) -> float:
+        """Between example (task router: task) and skill, in nats."""
+        if self.examples:
+            return self.examples.mutual_information
+        return routing_mutual_information(self.weights)
+
+    def equals(self, other: Allocations | None) -> bool:
+        """Whether nothing has moved, bit for bit."""
+        return (
+            other is not None
+            and self.task_ids == other.task_ids
+            and self.weights.keys() == other.weights.keys()
+            and all(torch.equal(w, other.weights[name]) for name, w in self.weights.items())
+        )
+
+
+@dataclass
+class _Sums:
+    """Running sums over examples of one layer: small, whatever the number of examples."""
+
+    weights: dict[int, Tensor] = field(default_factory=dict)  # task -> sum of w, [splits, skills]
+    entropy: float = 0.0  # sum over examples
+
+    def add(self, task: int, weights: Tensor, entropy: float) -> None:
+        before = self.weights.get(task)
+        self.weights[task] = weights if before is None else before + weights
+        self.entropy += entropy
+
+
+class AllocationSource:
+    """The current allocations of one model, shared by all callbacks that look at it.
+
+    A task router is read directly. An input router is asked, during each validation, about the
+    first `EXAMPLES_PER_TASK` inputs of every task: one more forward pass of these.
+    """
+
+    _of_models: ClassVar[WeakKeyDictionary[PolyModel, AllocationSource]] = WeakKeyDictionary()
+
+    def __init__(self, model: PolyModel) -> None:
+        self._model = model
+        self.reset()
+
+    @classmethod
+    def of(cls, model: PolyModel) -> AllocationSource:
+        """The one source of this model."""
+        if model not in cls._of_models:
+            cls._of_models[model] = cls(model)
+        return cls._of_models[model]
+
+    @property
+    def is_input_routed(self) -> bool:
+        return self._model.peft_config[self._model.active_adapter].poly_type == "mope"
+
+    def reset(self) -> None:
+        """Forget all examples."""
+        self._counts: dict[int, int] = {}
+        self._sums: dict[str, _Sums] = {}
+        self._batches: set[tuple[int, int]] = set()
+        self._gathered: Allocations | None = None
+
+    def observe(self, batch: Any, *, key: tuple[int, int]) -> None:
+        """Ask an input router about a validation batch; a batch `key` counts once."""
+        if not self.is_input_routed or key in self._batches or not isinstance(batch, Mapping):
+            return
+        self._batches.add(key)
+        prefix = "prompt_" if "prompt_ids" in batch else ""
+        inputs = batch.get("prompt_ids", batch.get("input_ids"))
+        if inputs is None:
+            return
+        mask = batch.get(f"{prefix}attention_mask")
+        ids = batch.get("task_ids")
+        tasks = [0] * len(inputs) if ids is None or ids.dim() != 1 else ids.tolist()
+        rows = self._take(tasks)
+        if not rows:
+            return
+        mixed = self._model.mixing_weights(
+            input_ids=inputs[rows], attention_mask=None if mask is None else mask[rows]
+        )
+        for name, w in mixed.items():
+            self._add(name, w.detach().double().cpu(), [tasks[i] for i in rows])
+
+    def read(self) -> Allocations | None:
+        """Allocations now; None for an input router that has seen no example yet.
+
+        To be called on all ranks together.
+        """
+        if self.is_input_routed:
+            self._gathered = self._gathered or self._gather()
+            return self._gathered
+        weights = {name: w.detach().float().cpu() for name, w in self._model.task_weights().items()}
+        gates = {name: z.detach().float().cpu() for name, z in self._model.task_gates().items()}
+        return Allocations(weights, gates, list(range(next(iter(weights.values())).shape[0])))
+
+    def _take(self, tasks: list[int]) -> list[int]:
+        rows = []
+        for i, task in enumerate(tasks):
+            if self._counts.get(task, 0) < EXAMPLES_PER_TASK:
+                self._counts[task] = self._counts.get(task, 0) + 1
+                rows.append(i)
+        return rows
+
+    def _add(self, layer: str, weights: Tensor, tasks: list[int]) -> None:
+        sums = self._sums.setdefault(layer, _Sums())
+        for task, w in zip(tasks, weights, strict=True):  # w: splits skills
+            sums.add(task, w, layer_entropy({layer: w[None]})[layer])
+
+    def _gather(self) -> Allocations | None:
+        counts: dict[int, int] = {}
+        merged: dict[str, _Sums] = {}
+        for theirs, layers in gather_objects((self._counts, self._sums)):
+            for task, n in theirs.items():
+                counts[task] = counts.get(task, 0) + n
+            for name, sums in layers.items():
+                into = merged.setdefault(name, _Sums())
+                for task, w in sums.weights.items():
+                    into.add(task, w, 0.0)
+                into.entropy += sums.entropy
+        return _allocations(counts, merged) if counts else None
+
+
+def _allocations(counts: dict[int, int], sums: dict[str, _Sums]) -> Allocations:
+    tasks, total = sorted(counts), sum(counts.values())
+    weights = {
+        name: torch.stack([s.weights[t] / counts[t] for t in tasks]).float()
+        for name, s in sums.items()
+    }
+    information = {}
+    for name, s in sums.items():
+        mean = torch.stack(list(s.weights.values())).sum(0) / total
+        scale = torch.tensor(mean.shape[-1]).log().item()
+        information[name] = (layer_entropy({name: mean[None]})[name] - s.entropy / total) * scale
+    entropies = {name: s.entropy / total for name, s in sums.items()}
+    examples = ExampleRouting(entropies, mean_over_layers(information))
+    return Allocations(weights, {}, tasks, examples)

@@ -1,0 +1,86 @@
+"""Whether the router recovers the true skills, where these are known."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from polylab.callbacks.base import AllocationCallback, Moment, Sight, log_metrics, true_skills
+from polylab.poly.recovery import recovery, unidentifiable_skills
+
+__all__ = ["Recovery"]
+
+log = logging.getLogger(__name__)
+
+_KEYS = {
+    "aligned": "routing/recovery",
+    "mean": "routing/recovery_mean",
+    "best": "routing/recovery_best",
+    "similarity": "routing/recovery_similarity",
+}
+
+
+class Recovery(AllocationCallback):
+    """Logs `routing/recovery` where `trainer.datamodule.skill_matrix` is `(bool [T, K], names)`.
+
+    `routing/recovery` is the AUROC of the aligned mean; `_mean` and `_best` those of the single
+    layers, `_similarity` the Spearman correlation of the task similarities. Each comes with a
+    `_baseline` (tasks permuted) at the start and at the end; in between only the score is
+    computed. See `polylab.poly.recovery`. Without a known matrix nothing happens.
+
+    Args:
+        n_permutations: Of the baselines.
+        seed: Of the permutations.
+
+    Attributes:
+        result: Of the latest look with baselines, as `polylab.poly.recovery.recovery` returns it;
+            empty where no true skills are known.
+
+    Raises:
+        ValueError: If `n_permutations` is negative.
+    """
+
+    def __init__(self, *, n_permutations: int = 200, seed: int = 0) -> None:
+        if n_permutations < 0:
+            raise ValueError(f"n_permutations={n_permutations} must be 0 (no baseline) or more.")
+        self._n_permutations = n_permutations
+        self._seed = seed
+        self.result: dict[str, Any] = {}
+
+    def see(self, trainer: Trainer, pl_module: LightningModule, sight: Sight) -> None:
+        truth = true_skills(trainer, sight.allocations.task_ids)
+        if truth is None:
+            return
+        matrix = torch.from_numpy(truth.matrix)
+        full = sight.moment is not Moment.VALIDATION
+        result = recovery(
+            sight.allocations.weights,
+            matrix,
+            names=truth.names,
+            n_permutations=self._n_permutations if full else 0,
+            seed=self._seed,
+        )
+        if full:
+            self.result = result
+        if sight.moment is Moment.START and trainer.is_global_zero:
+            for group in unidentifiable_skills(matrix, truth.names):
+                log.info("No routing of these tasks can tell apart the skills: %s", group)
+        log_metrics(trainer, pl_module, scalars(result), moment=sight.moment)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Keep the scores among `trainer.callback_metrics`, which a test run starts anew."""
+        found = {k: v for k, v in scalars(self.result).items() if v == v}
+        pl_module.log_dict(found, logger=False, sync_dist=False, rank_zero_only=True)
+
+
+def scalars(result: dict[str, Any]) -> dict[str, float]:
+    """The result's numbers under their W&B keys."""
+    return {
+        key + suffix: float(result[name + suffix])
+        for name, key in _KEYS.items()
+        for suffix in ("", "_baseline")
+        if name + suffix in result
+    }

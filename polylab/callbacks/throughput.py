@@ -1,0 +1,103 @@
+"""How fast the training is, and how much memory it takes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+__all__ = ["Throughput"]
+
+
+class Throughput(Callback):
+    """Logs `throughput/tokens_per_second` and `memory/peak_mb` beside the training loss.
+
+    Tokens are the attended inputs plus, for encoder-decoder models, the labels that count; all
+    ranks together. The time of validations is left out. They are counted on the device and read
+    every `trainer.log_every_n_steps` steps and at the last one. Memory is the peak of PyTorch's
+    allocator on a CUDA device, else that of the whole process, of the largest rank, in MiB.
+
+    Batches must be mappings with `attention_mask` or `input_ids`; others give no token rate.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
+        self._has_tokens = True
+        self._logged_step = trainer.global_step
+        self._since = time.perf_counter()
+        self._paused = 0.0
+        self._is_encoder_decoder = _is_encoder_decoder(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        counted = _count_tokens(batch, with_labels=self._is_encoder_decoder)
+        self._has_tokens = self._has_tokens and counted is not None
+        if counted is not None:
+            self._tokens += counted
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = step == trainer.max_steps or (every > 0 and step % every == 0)
+        if due and step != self._logged_step:
+            self._log(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._pause_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        if hasattr(self, "_paused"):  # not for a validation outside of the training
+            self._paused += time.perf_counter() - self._pause_began
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._logged_step:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tokens = int(trainer.strategy.reduce(self._tokens, reduce_op="sum"))  # waits for the device
+        seconds = time.perf_counter() - self._since - self._paused
+        peak = torch.tensor(_peak_mb(pl_module.device), device=pl_module.device)
+        metrics = {"memory/peak_mb": float(trainer.strategy.reduce(peak, reduce_op="max"))}
+        if self._has_tokens:
+            metrics["throughput/tokens_per_second"] = tokens / max(seconds, 1e-9)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._tokens.zero_()
+        self._since, self._paused = time.perf_counter(), 0.0
+        self._logged_step = trainer.global_step
+
+
+def _count_tokens(batch: Any, *, with_labels: bool) -> Tensor | int | None:
+    if not isinstance(batch, Mapping):
+        return None
+    mask, inputs, labels = (batch.get(k) for k in ("attention_mask", "input_ids", "labels"))
+    if mask is not None:
+        count = mask.sum()
+    elif inputs is not None:
+        count = inputs.numel()
+    else:
+        return None
+    if with_labels and labels is not None:
+        count = count + (labels != -100).sum()
+    return count
+
+
+def _is_encoder_decoder(module: LightningModule) -> bool:
+    configs = (getattr(part, "config", None) for part in module.modules())
+    return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere

@@ -1,0 +1,74 @@
+"""Lightning's DDP launcher under Hydra: children that join one job, not the whole command line.
+
+Stock Lightning starts its children with the parent's own arguments. Under `-m` that is the whole
+sweep, and under the joblib and submitit launchers the arguments of a worker.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+_LAUNCHERS = (
+    # lightning.pytorch keeps a reference of its own, so both are patched
+    "lightning.fabric.strategies.launchers.subprocess_script",
+    "lightning.pytorch.strategies.launchers.subprocess_script",
+)
+_VARIABLES = (
+    "GLOBAL_RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE",
+)  # fmt: skip
+
+
+def child_command(local_rank: int) -> tuple[list[str], str]:
+    """Return the command of the process `local_rank` of this job, and the folder to start it in.
+
+    The child reads the resolved `config.yaml` of the job: no sweeper, no launcher, no new folder.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    command = [sys.executable, "-m", "polylab.train"]
+    command += ["--config-path", str(folder), "--config-name", "config"]
+    command += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
+    command += [f"hydra.job.name=rank{local_rank}"]
+    return command, hydra.runtime.cwd
+
+
+def patch_launchers() -> None:
+    """Make Lightning start the children of a Hydra job with `child_command`.
+
+    Raises:
+        RuntimeError: If this Lightning has no such hook any more.
+    """
+    for name in _LAUNCHERS:
+        module = importlib.import_module(name)
+        if not hasattr(module, "_hydra_subprocess_cmd"):
+            raise RuntimeError(
+                f"{name} has no _hydra_subprocess_cmd · install lightning>=2.6.6,<2.7"
+            )
+        setattr(module, "_hydra_subprocess_cmd", child_command)  # noqa: B010
+
+
+def is_child() -> bool:
+    """Say whether this process was started to join a job that another one owns."""
+    return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Undo what a distributed job leaves in the process; else the next job joins a dead group."""
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    try:
+        yield
+    finally:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,82 @@
+"""Files of a run's folder: written whole or not at all, in folders that no other run shares."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(name, 0o644)  # mkstemp makes it private to the user
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, in one step; NaN becomes null.
+
+    Raises:
+        TypeError: If `value` holds what JSON does not know.
+    """
+    write_text(
+        path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Return the value that `path` holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_config(path: Path, cfg: DictConfig) -> None:
+    """Write the resolved configuration, which reproduces the run, in one step."""
+    write_text(path, OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def fresh_folder(path: str) -> str:
+    """Make `path`, or `path_2`, `path_3`, ... where it is taken, and return the one made.
+
+    Two runs that start in the same second get two folders, because `mkdir` is atomic.
+    """
+    attempt, count = Path(path), 1
+    while True:
+        try:
+            attempt.mkdir(parents=True)
+        except FileExistsError:
+            count += 1
+            attempt = Path(f"{path}_{count}")
+        else:
+            return str(attempt)
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf `${fresh_folder:PATH}` and `${experiment_name:NAME}` of our configurations.
+
+    The folder is cached in the configuration, as Hydra's own `now` is: one job asks for it many
+    times, and the jobs of a sweep inherit the cache of the sweep.
+    """
+    OmegaConf.register_new_resolver("fresh_folder", fresh_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver(
+        "experiment_name", lambda name: name if name is not None else "train", replace=True
+    )

@@ -1,0 +1,49 @@
+"""`--help` without importing or composing anything: what can be chosen, and five examples."""
+
+from polylab.config.paths import config_folder
+
+# Groups of the main job in the order of its defaults; `adapt` belongs to another command.
+GROUPS = (
+    "experiment", "backbone", "adapter", "data", "module", "optim", "trainer", "callbacks",
+    "logger", "debug",
+)  # fmt: skip
+
+TRAIN_HELP = """\
+polylab: multi-task fine-tuning with routed skills
+
+usage: python -m polylab.train [experiment=NAME] [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Groups (GROUP=OPTION)
+{groups}
+Top-level keys: seed, tags, ckpt_path, init_from
+Keys of a group: adapter.n_skills=4 trainer.max_steps=500 data.batch_size=64 optim.lr=1e-3 ...
+
+Examples
+  python -m polylab.train experiment=flan_poly
+  python -m polylab.train experiment=flan_poly debug=fast
+  python -m polylab.train experiment=flan_poly data=jsonl data.path=DIR
+  python -m polylab.train experiment=flan_poly backbone=flan_t5_base trainer=gpu
+  python -m polylab.train -m experiment=flan_poly adapter.n_skills=2,4,8 seed=0,1,2
+
+Flags
+  --cfg job            print the configuration and stop (--resolve fills in references)
+  --config-dir DIR     more options of your own, e.g. DIR/experiment/mine.yaml
+  -m, --multirun       a sweep: every combination of the comma-separated values
+  --hydra-help         the flags of Hydra itself
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
+
+def options(group: str) -> list[str]:
+    """Return the names of the options that the package holds for `group`, sorted."""
+    folder = (
+        config_folder("experiments") if group == "experiment" else config_folder("conf") / group
+    )
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def help_text(template: str = TRAIN_HELP) -> str:
+    """Fill the groups and their options into `template`."""
+    width = max(map(len, GROUPS))
+    lines = (f"  {group:<{width}}  {', '.join(options(group)) or '-'}\n" for group in GROUPS)
+    return template.format(groups="".join(lines))

@@ -1,0 +1,167 @@
+"""The shape of our own configuration nodes: unknown keys and wrong types fail while composing.
+
+Names and defaults are those of what a node builds (`PolyConfig`, `DataModule`, `PolyModule`,
+`OptimConfig`, Lightning's `Trainer`), repeated here because importing these takes seconds; a test
+compares the two.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class BackboneSchema:
+    name_or_path: str = MISSING
+    dtype: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    from_scratch: bool = False
+
+
+@dataclass
+class AdapterSchema:
+    poly_type: str = "poly"
+    r: int = 8
+    n_skills: int = 4
+    n_splits: int = 1
+    alpha: float = 1.0
+    target_modules: Any = None
+    exclude_modules: Any = None
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    init: str = "peft"
+    noise: str = "relaxed_bernoulli"
+    # training draws for the global batch: the same on any number of ranks and after a resume
+    noise_source: str = "keyed"
+    temperature: float = 1.0
+    router_input: str = "layer"
+
+
+@dataclass
+class DataSchema:
+    _target_: str = "polylab.data.DataModule"
+    source: Any = MISSING
+    batch_size: int = 64
+    temperature: float = 1.0
+    prompt: str = "none"
+    max_input_length: int = 512
+    max_target_length: int = 128
+    keep_input: str = "end"
+    separator: str = "\n"
+    steps_per_epoch: int | None = None
+    eval_batch_size: int | None = None
+    eval_examples_per_task: int | None = 50
+    test_examples_per_task: int | None = None
+    known_tasks: list[str] = field(default_factory=list)
+    num_workers: int = 0
+
+
+@dataclass
+class LocalDataSchema(DataSchema):
+    path: str = MISSING  # read by the source, as is on_empty
+    on_empty: str = "error"
+
+
+@dataclass
+class ModuleSchema:
+    _target_: str = "polylab.training.PolyModule"
+    max_new_tokens: int = 32
+    num_beams: int = 1
+    max_logged_tasks: int = 64
+    predictions_per_task: int | None = 16
+
+
+@dataclass
+class OptimSchema:
+    name: str = "adamw"
+    lr: float = 1e-3
+    router_lr: float = 0.1
+    other_lr: float | None = None
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    schedule: str = "constant"
+    warmup: float = 0.0
+    total_steps: int | None = None
+    clip: float | None = None
+    router: str = "dense"
+
+
+@dataclass
+class TrainerSchema:
+    accelerator: str = "auto"
+    strategy: Any = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: Any = None
+    fast_dev_run: Any = False
+    max_epochs: int | None = None
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: Any = None
+    limit_train_batches: Any = None
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
+    limit_predict_batches: Any = None
+    overfit_batches: Any = 0.0
+    val_check_interval: Any = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int | None = None
+    log_every_n_steps: int | None = None
+    enable_checkpointing: bool | None = None
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = False  # our batch sampler knows its rank
+    profiler: Any = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    plugins: Any = None
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    default_root_dir: str | None = None  # the run's folder
+    enable_autolog_hparams: bool = True
+    model_registry: str | None = None
+
+
+@dataclass
+class TrainSchema:
+    name: str = MISSING
+    seed: int = 0
+    tags: list[str] = field(default_factory=list)
+    ckpt_path: str | None = None
+    init_from: str | None = None
+    validate_only: bool = False
+    optimized_metric: str = "val/exact_match"
+    backbone: BackboneSchema = field(default_factory=BackboneSchema)
+    adapter: AdapterSchema | None = None
+    data: Any = MISSING
+    module: Any = MISSING
+    optim: Any = MISSING
+    trainer: TrainerSchema = field(default_factory=TrainerSchema)
+    callbacks: Any = None
+    logger: Any = None
+
+
+def register_schemas() -> None:
+    """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
+    store = ConfigStore.instance().store
+    store(name="train_schema", node=TrainSchema, provider="polylab")
+    nodes = {
+        "data": DataSchema,
+        "local_data": LocalDataSchema,
+        "module": ModuleSchema,
+        "optim": OptimSchema,
+    }
+    for name, node in nodes.items():
+        store(group="schema", name=name, node=node, provider="polylab")

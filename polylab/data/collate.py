@@ -1,0 +1,106 @@
+"""Encoded examples into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from polylab.data.dataset import EncodedExample
+from polylab.data.encoding import Tokens
+
+IGNORED = -100
+
+
+class Collator:
+    """Pads a batch and tags each row with its task.
+
+    Always: `input_ids`, `attention_mask`, `labels` (-100 where nothing is predicted), `task_ids`
+    and `rows`. Evaluation batches also hold the texts, `inputs` and `references`, and for a
+    decoder-only model `prompt_ids` and `prompt_attention_mask`, padded on the left to generate.
+
+    Args:
+        pad_id: Fills `input_ids`.
+        n_tasks: Valid ids are below it.
+        is_encoder_decoder: False puts input and target in one row, with the loss on the target.
+        evaluation: Whether to add what only evaluation needs.
+    """
+
+    def __init__(
+        self, *, pad_id: int, n_tasks: int, is_encoder_decoder: bool, evaluation: bool = False
+    ) -> None:
+        self._pad_id = pad_id
+        self._n_tasks = n_tasks
+        self._is_encoder_decoder = is_encoder_decoder
+        self._evaluation = evaluation
+
+    def __call__(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
+        """One batch.
+
+        Raises:
+            ValueError: If a task id is not in [0, n_tasks).
+        """
+        batch = self._seq2seq(items) if self._is_encoder_decoder else self._causal(items)
+        batch["task_ids"] = check_task_ids([item.task_id for item in items], self._n_tasks)
+        batch["rows"] = torch.tensor([item.row for item in items], dtype=torch.int64)
+        if self._evaluation:
+            batch["inputs"] = [item.text for item in items]
+            batch["references"] = [list(item.references) for item in items]
+        return batch
+
+    def _seq2seq(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
+        inputs = [item.input_ids for item in items]
+        return {
+            "input_ids": pad(inputs, self._pad_id),
+            "attention_mask": pad([np.ones_like(ids) for ids in inputs], 0),
+            "labels": pad([item.target_ids for item in items], IGNORED),
+        }
+
+    def _causal(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
+        whole = [np.concatenate([item.input_ids, item.target_ids]) for item in items]
+        answers = [
+            np.concatenate([np.full_like(item.input_ids, IGNORED), item.target_ids])
+            for item in items
+        ]
+        batch: dict[str, Any] = {
+            "input_ids": pad(whole, self._pad_id),
+            "attention_mask": pad([np.ones_like(ids) for ids in whole], 0),
+            "labels": pad(answers, IGNORED),
+        }
+        if self._evaluation:
+            prompts = [item.input_ids for item in items]
+            batch["prompt_ids"] = pad(prompts, self._pad_id, left=True)
+            batch["prompt_attention_mask"] = pad(
+                [np.ones_like(ids) for ids in prompts], 0, left=True
+            )
+        return batch
+
+
+def pad(
+    sequences: Sequence[Tokens], value: int, *, left: bool = False
+) -> Int64[Tensor, "batch seq"]:
+    """The sequences as rows of one tensor, filled with `value` on the right or `left`."""
+    width = max(map(len, sequences))
+    rows = np.full((len(sequences), width), value, dtype=np.int64)
+    for row, ids in zip(rows, sequences, strict=True):
+        row[width - len(ids) if left else 0 : width if left else len(ids)] = ids
+    return torch.from_numpy(rows)
+
+
+def check_task_ids(task_ids: Sequence[int], n_tasks: int) -> Int64[Tensor, " batch"]:
+    """The ids as a tensor.
+
+    Raises:
+        ValueError: If one is not in [0, n_tasks).
+    """
+    wrong = sorted({task_id for task_id in task_ids if not 0 <= task_id < n_tasks})
+    if wrong:
+        raise ValueError(
+            f"task ids {wrong[:20]} · valid are 0 to {n_tasks - 1} (n_tasks={n_tasks}) · "
+            "take them from task_names."
+        )
+    return torch.tensor(list(task_ids), dtype=torch.int64)

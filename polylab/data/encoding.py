@@ -1,0 +1,133 @@
+"""Text into token ids, within a budget for each side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
+from transformers import PreTrainedTokenizerBase
+
+Tokens = Int32[ndarray, " _"]  # anonymous: sequences of one list differ in length
+
+
+class TextEncoder:
+    """Encodes inputs and targets apart, so that each keeps its own budget.
+
+    An input carries the tokenizer's own special tokens and loses its start if it is too long (the
+    question mostly is at the end). A target ends with the end-of-sequence token and loses its end
+    if it is longer than its budget. For a decoder-only model the separator joins the two, and
+    no special token follows the input.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        is_encoder_decoder: False for a decoder-only model.
+        max_input_length: Tokens of the input, special ones and the separator included.
+        max_target_length: Tokens of the target, the end-of-sequence token included.
+        separator: Text between input and target for a decoder-only model.
+        keep_input: Which side of a long input stays, `end` or `start`.
+
+    Raises:
+        ValueError: If the tokenizer has no end-of-sequence token, a budget leaves no room for
+            text, or `keep_input` is not valid.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        is_encoder_decoder: bool,
+        max_input_length: int,
+        max_target_length: int,
+        separator: str = "\n",
+        keep_input: str = "end",
+    ) -> None:
+        if keep_input not in ("end", "start"):
+            raise ValueError(
+                f"data.keep_input={keep_input!r} · valid: end, start · choose one of them."
+            )
+        self._tokenizer = tokenizer
+        self._eos = end_id(tokenizer)
+        self._prefix, suffix = special_tokens(tokenizer)
+        self._suffix = suffix if is_encoder_decoder else self._tokenize([separator])[0]
+        self._keep_end = keep_input == "end"
+        self._input_room = max_input_length - len(self._prefix) - len(self._suffix)
+        self._target_room = max_target_length - 1
+        for name, budget, room in (
+            ("max_input_length", max_input_length, self._input_room),
+            ("max_target_length", max_target_length, self._target_room),
+        ):
+            if room < 1:
+                raise ValueError(
+                    f"data.{name}={budget} · it must hold {budget - room} tokens around the "
+                    f"text and at least 1 of it · use {budget - room + 1} or more."
+                )
+
+    def encode_inputs(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of every input with the tokens around it; never none at all."""
+        encoded = []
+        for ids in self._tokenize(texts):
+            kept = ids[-self._input_room :] if self._keep_end else ids[: self._input_room]
+            encoded.append(_array([*self._prefix, *kept, *self._suffix] or [self._eos]))
+        return encoded
+
+    def encode_targets(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of every target, with the end-of-sequence token."""
+        return [_array([*ids[: self._target_room], self._eos]) for ids in self._tokenize(texts)]
+
+    def is_truncated(self, text: str, target: str) -> tuple[bool, bool]:
+        """Whether the input, and whether the target, exceeds its budget."""
+        ids, target_ids = self._tokenize([text, target])
+        return len(ids) > self._input_room, len(target_ids) > self._target_room
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]  # type: ignore[return-value]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after a text.
+
+    Raises:
+        ValueError: If it changes the text's own ids when adding them.
+    """
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    full: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise ValueError(
+        f"{type(tokenizer).__name__} encodes 'a' as {bare} without and {full} with special tokens "
+        "· the second must contain the first · use another tokenizer."
+    )
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends a target.
+
+    Raises:
+        ValueError: If the tokenizer has no end-of-sequence token.
+    """
+    eos: Any = tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has eos_token=None · an end-of-sequence token must end "
+            "every target · set tokenizer.eos_token."
+        )
+    return int(eos)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills rows up: the padding token or, if there is none, the end-of-sequence one.
+
+    Attention masks and labels of -100 hide the padding, so its id never matters to a loss.
+    """
+    pad: Any = tokenizer.pad_token_id
+    return end_id(tokenizer) if pad is None else int(pad)
+
+
+def _array(ids: Sequence[int]) -> Tokens:
+    return np.asarray(ids, dtype=np.int32)

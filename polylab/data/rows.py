@@ -1,0 +1,168 @@
+"""One row of a file into one example, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polylab.data.tasks import Example
+
+KEYS = ("input", "target", "references", "options", "instruction")
+ROW_FORM = '{"input": "...", "target": "..."}'
+
+
+@dataclass
+class RowReport:
+    """The examples of one file, and what was left out."""
+
+    examples: list[Example] = field(default_factory=list)
+    empty_targets: int = 0
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+
+
+def read_examples(path: Path) -> RowReport:
+    r"""The examples of a JSONL file; rows with an empty target are counted and left out.
+
+    Lines end at `\n` only (other line separators are text), a byte-order mark and blank lines are
+    skipped.
+
+    Raises:
+        ValueError: With `FILE:LINE`, if a line is not a row of the expected form.
+    """
+    report = RowReport()
+    for where, row in _read_rows(path):
+        report.ignored_keys.update(key for key in row if key not in KEYS)
+        example = parse_row(row, where)
+        if example is None:
+            report.empty_targets += 1
+        else:
+            report.examples.append(example)
+    return report
+
+
+def parse_row(row: dict[str, Any], where: str) -> Example | None:
+    """The example in `row`, or None if its targets are empty.
+
+    Raises:
+        ValueError: Starting with `where`, if a key is missing or a value has the wrong type.
+    """
+    text = _text(row, "input", where)
+    if text is None:
+        raise ValueError(
+            f'{where}: no "input" among the keys {sorted(row)} · a row is {ROW_FORM} · '
+            "rename or add the key."
+        )
+    answers = _answers(row, where)
+    if not answers:
+        return None
+    instruction = _text(row, "instruction", where)
+    return Example(
+        input=text,
+        target=answers[0],
+        references=answers,
+        options=_texts(row, "options", where) or None,
+        instruction=None if instruction is None else join_instruction(instruction, text),
+    )
+
+
+def join_instruction(instruction: str, text: str) -> str:
+    """The instruction, then the input on the next line (the instruction alone if that is empty)."""
+    return f"{instruction}\n{text}" if text.strip() else instruction
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as lines:  # bytes end a line at \n only, whatever the text holds
+        for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            text = _decode(line, where)
+            if text.strip():
+                yield where, _parse_object(text, where)
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not "
+            "UTF-8 · files must be UTF-8 · convert the file."
+        ) from None
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{where}: not valid JSON ({error}) · every line must be one object like {ROW_FORM} · "
+            "mend or remove the line."
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{where}: a JSON {type(row).__name__} · every line must be one object like "
+            f"{ROW_FORM} · mend or remove the line."
+        )
+    return row
+
+
+def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    target = row.get("target")
+    targets = _texts(row, "target", where) if isinstance(target, list) else ()
+    if isinstance(target, str):
+        targets = (_checked(target, "target", where),)
+    elif target is not None and not isinstance(target, list):
+        raise _wrong_type(where, "target", target, "a string or a list of strings")
+    references = _texts(row, "references", where)
+    if "target" not in row and "references" not in row:
+        raise ValueError(
+            f'{where}: no "target" among the keys {sorted(row)} · a row is {ROW_FORM} · '
+            "rename or add the key."
+        )
+    return tuple(dict.fromkeys(text for text in (*targets, *references) if text.strip()))
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is None and (key not in row or key == "instruction"):
+        return None
+    if not isinstance(value, str):
+        raise _wrong_type(where, key, value, "a string")
+    return _checked(value, key, where)
+
+
+def _texts(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    values = row.get(key)
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise _wrong_type(where, key, values, "a list of strings")
+    for value in values:
+        if not isinstance(value, str):
+            raise _wrong_type(where, key, value, "a list of strings")
+    return tuple(_checked(value, key, where) for value in values)
+
+
+def _checked(text: str, key: str, where: str) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f'{where}: "{key}" holds the lone surrogate {text[error.start]!a} at character '
+            f"{error.start} · text must be valid Unicode · mend the escape sequence."
+        ) from None
+    return text
+
+
+def _wrong_type(where: str, key: str, value: Any, wanted: str) -> ValueError:
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ValueError(
+        f'{where}: "{key}" has {shown} ({type(value).__name__}) · it must be {wanted} · '
+        "quote the value or mend the row."
+    )

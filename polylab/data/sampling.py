@@ -1,0 +1,247 @@
+"""Which examples a training batch holds: temperature mixing, ranks, exact continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+"""(index of the example, row in the global batch)."""
+
+_BLOCK = 4096  # small tasks are shuffled this many draws at a time
+
+
+def mixing_probabilities(sizes: Sequence[int], *, temperature: float) -> Float[ndarray, " tasks"]:
+    """`p_t ~ size_t ** (1 / temperature)`: 1 is proportional to size, `inf` is uniform.
+
+    Raises:
+        ValueError: If there are no sizes, one is below 1, or the temperature is not above 0.
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"task sizes {list(sizes)[:20]} · every task in the mix needs at least 1 training "
+            "example · leave empty tasks out."
+        )
+    if not temperature > 0:
+        raise ValueError(
+            f"data.temperature={temperature} · it must be above 0 (1 = by size, inf = uniform) · "
+            "choose a positive number."
+        )
+    logits = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+class MixturePlan:
+    """The order of the global training batches, a pure function of the arguments and the epoch.
+
+    Per epoch each task is drawn `p_t * n_rows` times, rounded up or down at random so that the
+    expectation is exact. Within a task nothing repeats before all its examples were drawn, across
+    epochs too.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, n_rows: int, temperature: float, seed: int) -> None:
+        self.sizes = list(sizes)
+        self.n_rows = n_rows
+        self.seed = seed
+        self._edges = np.cumsum(mixing_probabilities(sizes, temperature=temperature))
+        self._edges[-1] = 1.0
+        self._offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+
+    def counts(self, epoch: int) -> Int64[ndarray, " tasks"]:
+        """How often each task is drawn in `epoch`; the sum is `n_rows`."""
+        shift = self._rng(epoch, 0).random()
+        ends = np.floor(self._edges * self.n_rows + shift).astype(np.int64)
+        return np.diff(np.minimum(ends, self.n_rows), prepend=0)  # the sum may round up
+
+    def rows(self, epoch: int) -> Int64[ndarray, " rows"]:
+        """The example of every row of the epoch, as an index into the concatenated tasks."""
+        counts = self.counts(epoch)
+        drawn = np.zeros_like(counts)
+        for earlier in range(epoch):
+            drawn += self.counts(earlier)
+        parts = [
+            self._offsets[task] + self._stream(task, int(drawn[task]), int(counts[task]))
+            for task in np.flatnonzero(counts).tolist()
+        ]
+        return self._rng(epoch, 1).permutation(np.concatenate(parts))
+
+    def _stream(self, task: int, start: int, length: int) -> Int64[ndarray, " length"]:
+        # The endless stream of a task: one permutation of its examples after another.
+        size = self.sizes[task]
+        passes = max(1, _BLOCK // size)
+        first, last = start // (size * passes), (start + length - 1) // (size * passes)
+        blocks = [self._block(task, block, passes) for block in range(first, last + 1)]
+        begin = start - first * size * passes
+        return np.concatenate(blocks)[begin : begin + length]
+
+    def _block(self, task: int, block: int, passes: int) -> Int64[ndarray, " length"]:
+        tiled = np.tile(np.arange(self.sizes[task], dtype=np.int64), (passes, 1))
+        return self._rng(block, 2, task).permuted(tiled, axis=1).ravel()
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *key])
+
+
+class MixtureBatchSampler(Sampler[list[Key]]):
+    """One rank's share of the global training batches, resumable at any batch.
+
+    A global batch is cut into `accumulate * world_size` equal slices: micro-batch by micro-batch,
+    rank by rank. So the rows of an optimiser step do not depend on the number of ranks. The
+    state is the same on every rank.
+
+    Args:
+        sizes: Training examples per task.
+        batch_size: Rows of the global batch: all ranks and accumulation together.
+        seed: Of the order.
+        temperature: Of the mixing.
+        steps_per_epoch: Optimiser steps per epoch; by default as many as hold all examples once.
+        rank: This process.
+        world_size: Number of processes.
+        accumulate: Micro-batches per optimiser step.
+        reshuffle: False repeats epoch 0 for ever (to overfit some batches).
+
+    Raises:
+        ValueError: If a size is below 1, `batch_size` cannot be cut into equal slices, or
+            `steps_per_epoch` is below 1.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        temperature: float = 1.0,
+        steps_per_epoch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        reshuffle: bool = True,
+    ) -> None:
+        self.local_size = slice_size(batch_size, world_size=world_size, accumulate=accumulate)
+        check_counts(steps_per_epoch=steps_per_epoch)
+        self.sizes = list(sizes)
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.seed = seed
+        self.steps = steps_per_epoch or -(-sum(self.sizes) // batch_size)
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.reshuffle = reshuffle
+        self.epoch = -1
+        self.position = 0
+        self._resumes = False
+        self._plan()  # checks sizes and temperature now
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # Loaders may call iter() without consuming it: an epoch begins with the first next().
+        if not (self._resumes and self.epoch >= 0 and self.position < len(self)):
+            self.epoch += 1
+            self.position = 0
+        self._resumes = False
+        rows = self._plan().rows(self.epoch if self.reshuffle else 0)
+        for position in range(self.position, len(self)):
+            self.position = position + 1
+            yield self._slice(rows, position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on, and what the order depends on; plain numbers only."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "rows": self.position * self.world_size * self.local_size,
+            **self._fixed(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, also with another number of ranks, and with its seed.
+
+        Raises:
+            ValueError: If the data, batch size, temperature or epoch length are others, or the
+                rows seen are no whole number of batches here.
+        """
+        changed = [
+            f"{key} was {_short(state[key])} and is {_short(value)}"
+            for key, value in self._fixed().items()
+            if state[key] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"cannot resume: {', '.join(changed)} · an exact resume needs the same data "
+                "settings · restore them, or start a new run with init_from=."
+            )
+        position, rest = divmod(state["rows"], self.world_size * self.local_size)
+        if rest:
+            raise ValueError(
+                f"cannot resume after {state['rows']} rows of the epoch with {self.world_size} "
+                f"ranks of {self.local_size} rows · the rows must be a multiple of "
+                f"{self.world_size * self.local_size} · use the number of ranks of the first run."
+            )
+        self.seed, self.epoch, self.position = state["seed"], state["epoch"], position
+        self._resumes = True
+
+    def _fixed(self) -> dict[str, Any]:
+        return {
+            "sizes": list(self.sizes),
+            "batch_size": self.batch_size,
+            "temperature": self.temperature,
+            "steps_per_epoch": self.steps,
+        }
+
+    def _plan(self) -> MixturePlan:
+        return MixturePlan(
+            self.sizes,
+            n_rows=self.steps * self.batch_size,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+    def _slice(self, rows: Int64[ndarray, " rows"], position: int) -> list[Key]:
+        step, micro = divmod(position, self.accumulate)
+        first = (micro * self.world_size + self.rank) * self.local_size
+        begin = step * self.batch_size + first
+        chosen = rows[begin : begin + self.local_size].tolist()
+        return [(index, first + offset) for offset, index in enumerate(chosen)]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Accept None or positive numbers.
+
+    Raises:
+        ValueError: If one is below 1.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(
+                f"data.{name}={count} · it must be at least 1, or null for the default · raise it."
+            )
+
+
+def slice_size(batch_size: int, *, world_size: int, accumulate: int) -> int:
+    """Rows per rank and micro-batch of a global batch.
+
+    Raises:
+        ValueError: If `batch_size` is not a positive multiple of `world_size * accumulate`.
+    """
+    slices = world_size * accumulate
+    if batch_size < 1 or batch_size % slices:
+        nearest = [size for size in (batch_size // slices * slices,) if size > 0]
+        nearest.append((max(batch_size, 0) // slices + 1) * slices)
+        raise ValueError(
+            f"data.batch_size={batch_size} is the global batch · it must be a multiple of "
+            f"{world_size} ranks x trainer.accumulate_grad_batches={accumulate} = {slices} · "
+            f"use {' or '.join(map(str, nearest))}."
+        )
+    return batch_size // slices
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} tasks of {sum(value)} examples" if isinstance(value, list) else str(value)

@@ -1,0 +1,223 @@
+"""What a run is made of, built from its configuration: the shared part of the commands.
+
+Only what reads the configuration is imported here; torch and the rest follow once it is valid.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from polylab.config.ddp import patch_launchers
+from polylab.config.errors import ConfigError, user_mistakes
+from polylab.config.launch import sweep_folder
+from polylab.config.targets import build, check_arguments, check_targets
+from polylab.config.tracking import build_logger
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.loggers import Logger
+    from torch import nn
+
+    from polylab.backbones import Backbone
+
+# Keys of the data node that its source refers to; the data module itself has no use for them.
+SOURCE_KEYS = ("path", "on_empty")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of, built and checked before anything is written."""
+
+    model: "nn.Module"
+    data: "LightningDataModule"
+    module: "LightningModule"
+    trainer: "Trainer"
+    logger: "Logger | None"
+    task_names: list[str]
+
+
+def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
+    """Build backbone, data, adapter, module, callbacks, logger and trainer.
+
+    Raises:
+        ConfigError: If any of them refuses what it is given.
+    """
+    from lightning.pytorch import seed_everything
+
+    quiet_libraries()
+    patch_launchers()
+    _check_nodes(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    optim = build_optim(cfg)
+    source = read_tasks(cfg)  # before the backbone, which may take minutes
+    backbone = build_backbone(cfg)
+    data = build_data(cfg, backbone, source=source)
+    with user_mistakes("data"):
+        task_names: list[str] = list(getattr(data, "task_names", ()))
+    model = build_model(cfg, backbone, task_names=task_names)
+    parts: dict[str, Any] = {
+        "model": model,
+        "tokenizer": backbone.tokenizer,
+        "task_names": task_names,
+        "skills": getattr(data, "skill_matrix", None),
+        "optim": optim,
+        "folder": folder,
+        "dirpath": folder / "checkpoints",
+        "seed": cfg.seed,
+    }
+    module = build(cfg.module, key="module", parts=parts)
+    callbacks = build_callbacks(cfg, parts)
+    logger = build_logger(cfg, folder=folder, sweep=sweep_folder())
+    trainer = build_trainer(cfg, callbacks=callbacks, logger=logger, folder=folder)
+    _try_out(module, data, trainer)
+    return Parts(model, data, module, trainer, logger, task_names)
+
+
+def build_optim(cfg: DictConfig) -> Any:
+    """Check the settings of the optimiser."""
+    from polylab.training import OptimConfig
+
+    with user_mistakes("optim"):
+        check_arguments(OptimConfig, cfg.optim, key="optim")
+        return OptimConfig(**_plain(cfg.optim))
+
+
+def build_backbone(cfg: DictConfig) -> "Backbone":
+    """Load the backbone that `cfg.backbone` names."""
+    from polylab.backbones import load_backbone
+
+    with user_mistakes("backbone"):
+        check_arguments(load_backbone, cfg.backbone, key="backbone")
+        return load_backbone(**_plain(cfg.backbone))
+
+
+@dataclass(frozen=True)
+class ReadTasks:
+    """A source whose tasks have been read already."""
+
+    tasks: Any
+
+    def __call__(self) -> Any:
+        """Return the tasks."""
+        return self.tasks
+
+
+def read_tasks(cfg: DictConfig) -> ReadTasks | None:
+    """Read the tasks of `cfg.data.source`, if the data module has one."""
+    if "source" not in cfg.data:
+        return None
+    source = build(cfg.data.source, key="data.source")
+    with user_mistakes("data"):
+        return ReadTasks(source())
+
+
+def build_data(
+    cfg: DictConfig, backbone: "Backbone", *, source: ReadTasks | None
+) -> "LightningDataModule":
+    """Make the data module that `cfg.data` describes."""
+    node = _data_node(cfg)
+    parts: dict[str, Any] = {
+        "tokenizer": backbone.tokenizer,
+        "is_encoder_decoder": backbone.is_encoder_decoder,
+        "seed": cfg.seed,
+    }
+    if source is not None:
+        del node["source"]
+        parts["source"] = source
+    return build(node, key="data", parts=parts)
+
+
+def build_model(cfg: DictConfig, backbone: "Backbone", *, task_names: list[str]) -> "nn.Module":
+    """Freeze the backbone and inject the adapter; without one return the backbone as it is."""
+    if cfg.adapter is None:
+        return backbone.model
+    from polylab import PolyConfig, get_peft_model
+
+    with user_mistakes("adapter"):
+        check_arguments(PolyConfig, cfg.adapter, key="adapter")
+        config = PolyConfig(**_plain(cfg.adapter), n_tasks=len(task_names), task_names=task_names)
+        return get_peft_model(backbone.model, config)
+
+
+def build_callbacks(cfg: DictConfig, parts: Mapping[str, Any]) -> "list[Callback]":
+    """Build the callbacks in their order; one that is null is left out."""
+    nodes = (cfg.callbacks or {}).items()
+    return [build(node, key=f"callbacks.{name}", parts=parts) for name, node in nodes if node]
+
+
+def build_trainer(
+    cfg: DictConfig, *, callbacks: "list[Callback]", logger: "Logger | None", folder: Path
+) -> "Trainer":
+    """Build Lightning's trainer, which keeps all its files in the run's folder."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from polylab.training import AtomicCheckpointIO
+
+    arguments = _plain(cfg.trainer)
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
+    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
+    arguments["val_check_interval"] = _validation_interval(cfg.trainer)
+    # Lightning would add a checkpoint callback with file names of its own
+    arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
+    try:
+        with user_mistakes("trainer"):
+            check_arguments(Trainer, cfg.trainer, key="trainer")
+            return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def _validation_interval(trainer: DictConfig) -> Any:
+    """Return `val_check_interval`, in batches, lowered so that the shortest run validates once."""
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    if isinstance(interval, int) and steps > 0:
+        return min(interval, steps * trainer.accumulate_grad_batches)
+    return interval
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run: no tips, no lists of devices, no bar for loading weights."""
+    # Lightning 2.6 calls what torch 2.13 deprecates, in every loop
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # the CSV logger writes into the run's folder, which is never empty
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _check_nodes(cfg: DictConfig) -> None:
+    check_targets(_data_node(cfg), key="data")
+    check_targets(cfg.module, key="module")
+    check_targets(cfg.callbacks, key="callbacks")
+
+
+def _try_out(module: "LightningModule", data: "LightningDataModule", trainer: "Trainer") -> None:
+    """Do now what `fit` would refuse later, when the tracker has started and files are written."""
+    data.trainer = module.trainer = trainer
+    with user_mistakes("data"):
+        data.prepare_data()
+        data.setup("fit")
+        data.train_dataloader()
+    with user_mistakes("optim"):
+        module.configure_optimizers()
+
+
+def _data_node(cfg: DictConfig) -> DictConfig:
+    plain = _plain(cfg.data)
+    return OmegaConf.create({k: v for k, v in plain.items() if k not in SOURCE_KEYS})
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

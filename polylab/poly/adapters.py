@@ -1,0 +1,213 @@
+"""`AdaptedModel`: a frozen base model with named adapters, which can be saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from polylab.poly import io
+from polylab.poly.config import PolyConfig
+from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
+from polylab.poly.layers import PolyLayer
+from polylab.poly.structure import widths
+
+__all__ = ["AdaptedModel"]
+
+_Model = TypeVar("_Model", bound="AdaptedModel")
+
+
+class AdaptedModel(nn.Module):
+    """Adapters by name around the layers of one base model, of which one is active.
+
+    The base model is changed in place, and frozen.
+
+    Raises:
+        ValueError: If the model is wrapped already, or `config` does not fit it.
+    """
+
+    def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
+        super().__init__()
+        if isinstance(model, AdaptedModel) or poly_layers(model):
+            raise ValueError(
+                f"{type(model).__name__} is wrapped already. Add a second adapter with "
+                "add_adapter(name, config), or start from a fresh base model."
+            )
+        find_targets(model, config)  # fails before anything is changed
+        self.model = model.requires_grad_(False)
+        self.training = model.training
+        self.peft_config: dict[str, PolyConfig] = {}
+        self.active_adapter = adapter_name
+        self.add_adapter(adapter_name, config)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":  # not there yet: the base's constructor is running
+                raise
+            return getattr(self.model, name)
+
+    @property
+    def base_model(self: _Model) -> _Model:
+        """This object: code written for PEFT finds the base as `base_model.model`."""
+        return self
+
+    def get_base_model(self) -> nn.Module:
+        """The base model, its layers still wrapped."""
+        return self.model
+
+    def poly_layers(self) -> dict[str, PolyLayer]:
+        """The adapted layers by their name in the base model, in module order."""
+        return poly_layers(self.model)
+
+    def _active_layers(self) -> dict[str, PolyLayer]:
+        layers = self.poly_layers().items()
+        return {name: layer for name, layer in layers if self.active_adapter in layer.poly_lora_A}
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapter: one at a time, as two would need ids of their own."""
+        return [self.active_adapter]
+
+    def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
+        """Add a fresh adapter; `set_adapter` makes it the active one.
+
+        Raises:
+            ValueError: If the name is taken or has a dot, or `config` does not fit the model.
+        """
+        if adapter_name in self.peft_config or "." in adapter_name or not adapter_name:
+            raise ValueError(
+                f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: "
+                f"{[*self.peft_config]}."
+            )
+        config = _resolve(config, self.model)
+        targets = find_targets(self.model, config)
+        layers = wrap_targets(self.model, targets, d_router=widths(self.model, targets))
+        for layer in layers.values():
+            layer.update_layer(adapter_name, config)
+        self.peft_config[adapter_name] = config
+        self.set_adapter(self.active_adapter)
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Compute with this adapter and train only it.
+
+        Raises:
+            ValueError: If there is no such adapter, or there are several.
+        """
+        name = adapter_name if isinstance(adapter_name, str) else "+".join(adapter_name)
+        config = self._config_of(name)
+        for layer in self.poly_layers().values():
+            layer.set_adapter(name, inference_mode=config.inference_mode)
+        self.active_adapter = name
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; if it was active, the first remaining one becomes active.
+
+        Raises:
+            ValueError: If there is no such adapter, or it is the last.
+        """
+        self._config_of(adapter_name)
+        if len(self.peft_config) == 1:
+            raise ValueError(f"adapter {adapter_name!r} is the last one: use disable_adapter().")
+        for layer in self.poly_layers().values():
+            if adapter_name in layer.poly_lora_A:
+                layer.delete_adapter(adapter_name)
+        del self.peft_config[adapter_name]
+        if self.active_adapter == adapter_name:
+            self.set_adapter(next(iter(self.peft_config)))
+
+    def _config_of(self, adapter_name: str) -> PolyConfig:
+        if adapter_name not in self.peft_config:
+            raise ValueError(
+                f"no adapter {adapter_name!r}. There are: {[*self.peft_config]}; give one of them."
+            )
+        return self.peft_config[adapter_name]
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        model: nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        *,
+        is_trainable: bool = False,
+    ) -> _Model:
+        """Put a saved adapter, polylab's or PEFT's Poly, into a fresh base model.
+
+        Args:
+            model: The base model; unchanged if the adapter does not fit.
+            model_id: Folder of the adapter.
+            adapter_name: Its name here.
+            is_trainable: False: frozen, and in evaluation mode.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the adapter does not fit the model, with the difference.
+        """
+        config, tensors = io.read_adapter(model_id)
+        io.check_tensors(tensors, config, model=model)
+        adapted = cls(model, replace(config, inference_mode=not is_trainable), adapter_name)
+        io.copy_tensors(tensors, adapted.model, adapter_name=adapter_name)
+        return adapted if is_trainable else adapted.eval()
+
+    def load_adapter(
+        self, model_id: str | Path, adapter_name: str, *, is_trainable: bool = False
+    ) -> None:
+        """Add a saved adapter beside the others; `set_adapter` makes it the active one.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the name is taken, or the adapter does not fit the model.
+        """
+        config, tensors = io.read_adapter(model_id)
+        io.check_tensors(tensors, config, model=self.model)
+        self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
+        io.copy_tensors(tensors, self.model, adapter_name=adapter_name)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, selected_adapters: Sequence[str] | None = None
+    ) -> None:
+        """Write adapters in PEFT's layout: `default` into the folder, others into subfolders.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
+        for name in selected_adapters if selected_adapters is not None else self.peft_config:
+            directory = Path(save_directory) / ("" if name == "default" else name)
+            config = self._config_of(name)
+            io.write_adapter(directory, config, model=self.model, adapter_name=name)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """The base model's, by its current or its former name."""
+        assert isinstance(self.model, PreTrainedModel)
+        former = self.model.gradient_checkpointing_enable
+        getattr(self.model, "activation_checkpointing_enable", former)(
+            gradient_checkpointing_kwargs
+        )
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """`(trainable, all)` parameters."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """One line: trainable and all parameters, and their ratio."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
+
+
+def _resolve(config: PolyConfig, model: nn.Module) -> PolyConfig:
+    """What will be saved: the default targets and the base model's name are filled in."""
+    targets = config.target_modules if config.target_modules is not None else default_targets(model)
+    base = config.base_model_name_or_path or getattr(model, "name_or_path", None)
+    return replace(config, target_modules=targets, base_model_name_or_path=base)

@@ -1,0 +1,170 @@
+"""Find the layers that a configuration means, and put `PolyLayer`s around them."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+
+from torch import nn
+
+from polylab.poly.config import PolyConfig
+from polylab.poly.layers import PolyLayer, check_splits, features_of
+
+__all__ = ["default_targets", "find_targets", "poly_layers", "wrap_targets"]
+
+# The attention's query and value, or the one projection that holds both, as LoRA's paper adapts.
+_DEFAULTS: dict[tuple[str, ...], list[str]] = {
+    ("t5", "mt5", "umt5", "longt5", "switch_transformers"): ["q", "v"],
+    ("gpt2", "gpt_bigcode"): ["c_attn"],
+    ("gpt_neox", "bloom", "falcon", "chatglm"): ["query_key_value"],
+    ("bert", "roberta", "xlm-roberta", "electra", "layoutlm", "camembert"): ["query", "value"],
+    ("deberta-v2",): ["query_proj", "value_proj"],
+    ("distilbert",): ["q_lin", "v_lin"],
+    ("codegen", "phi3"): ["qkv_proj"],
+    ("phi",): ["q_proj", "v_proj", "fc1", "fc2"],
+    (
+        *("llama", "llama4_text", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2"),
+        *("qwen3", "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "granite", "smollm3"),
+        *("opt", "gptj", "gpt_neo", "bart", "mbart", "pegasus", "m2m_100", "blenderbot"),
+    ): ["q_proj", "v_proj"],
+}
+_ALL_LINEAR = "all-linear"
+
+
+def default_targets(model: nn.Module) -> list[str]:
+    """The usual target modules of the model's architecture (`config.model_type`).
+
+    Raises:
+        ValueError: If the architecture is not a known one.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for kinds, targets in _DEFAULTS.items():
+        if kind in kinds:
+            return targets
+    known = sorted(name for kinds in _DEFAULTS for name in kinds)
+    raise ValueError(
+        f"target_modules=None, and no default is known for model_type={kind!r} (there is one for "
+        f"{known}). Give target_modules: {_linear_suffixes(model)}, or 'all-linear'."
+    )
+
+
+def find_targets(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
+    """The base layers that the adapter goes around, by name, in module order.
+
+    Raises:
+        TypeError: If a named module is not a linear layer.
+        ValueError: If nothing matches (with near misses), a match is one expert of a mixture of
+            experts, or `n_splits` does not divide a layer.
+    """
+    spec = config.target_modules if config.target_modules is not None else default_targets(model)
+    found = {}
+    for name, module in _base_modules(model).items():
+        if _is_match(name, config.exclude_modules):
+            continue
+        if spec == _ALL_LINEAR:
+            if _is_inner_linear(model, name, module):
+                found[name] = module
+        elif _is_match(name, spec):
+            found[name] = module
+    if not found:
+        raise ValueError(_no_match(model, spec, config.exclude_modules))
+    for name, module in found.items():
+        _check_target(name, module, n_splits=config.n_splits)
+    return found
+
+
+def wrap_targets(
+    model: nn.Module, targets: dict[str, nn.Module], *, d_router: dict[str, int | None]
+) -> dict[str, PolyLayer]:
+    """Replace each target in `model` by a `PolyLayer` around it; keep those that are wrapped.
+
+    Args:
+        model: Changed in place.
+        targets: From `find_targets`.
+        d_router: Width of what an input router of that layer reads (`PolyLayer`).
+    """
+    for name, module in targets.items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        child = name.rpartition(".")[2]
+        if not isinstance(parent.get_submodule(child), PolyLayer):
+            wrapped = PolyLayer(module, name=name, d_router=d_router[name])
+            setattr(parent, child, wrapped.train(module.training))
+    layers = poly_layers(model)
+    for index, layer in enumerate(layers.values()):
+        layer.index = index
+    return {name: layers[name] for name in targets}
+
+
+def poly_layers(model: nn.Module) -> dict[str, PolyLayer]:
+    """All `PolyLayer`s by their name in the base model, in module order."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, PolyLayer)}
+
+
+def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of the model as it was before any layer was wrapped."""
+    modules: dict[str, nn.Module] = {}
+    wrapped: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if wrapped and name.startswith(wrapped):
+            continue
+        if isinstance(module, PolyLayer):
+            wrapped = (*wrapped, f"{name}.")
+            module = module.base_layer
+        if name:
+            modules[name] = module
+    return modules
+
+
+def _is_match(name: str, spec: list[str] | str | None) -> bool:
+    if not spec:
+        return False
+    if isinstance(spec, str):
+        return re.fullmatch(spec, name) is not None
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in spec)
+
+
+def _is_inner_linear(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """A linear layer that is neither the output head nor one of many experts."""
+    try:
+        features_of(module)
+    except TypeError:
+        return False
+    find_head = getattr(model, "get_output_embeddings", lambda: None)
+    heads = {id(find_head()), *(id(getattr(model, head, None)) for head in ("score", "classifier"))}
+    return id(module) not in heads and not _is_expert(name)
+
+
+def _is_expert(name: str) -> bool:
+    return "experts" in name.split(".")
+
+
+def _check_target(name: str, module: nn.Module, *, n_splits: int) -> None:
+    try:
+        features_of(module)
+    except TypeError as error:
+        raise TypeError(f"target module {name!r}: {error}") from error
+    if _is_expert(name):
+        raise ValueError(
+            f"target module {name!r} is an expert of a mixture of experts: it sees tokens gathered "
+            "from many examples, so task_ids cannot be matched to them. Use exclude_modules."
+        )
+    check_splits(name, module, n_splits=n_splits)
+
+
+def _linear_suffixes(model: nn.Module) -> list[str]:
+    modules = _base_modules(model)
+    linear = [name for name in modules if _is_inner_linear(model, name, modules[name])]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _no_match(model: nn.Module, spec: list[str] | str, excluded: list[str] | str | None) -> str:
+    suffixes = _linear_suffixes(model)
+    names = [*suffixes, *_base_modules(model)]
+    words = [spec] if isinstance(spec, str) else spec
+    near = [n for word in words for n in get_close_matches(word, names, n=3, cutoff=0.5)]
+    hint = f" Near misses: {[*dict.fromkeys(near)]}." if near else ""
+    less = f" (exclude_modules={excluded!r} left out)" if excluded else ""
+    return (
+        f"target_modules={spec!r} matches no module of {type(model).__name__}{less}.{hint} Linear "
+        f"layers here: {suffixes}; a string is a regular expression for the whole name."
+    )

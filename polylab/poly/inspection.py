@@ -1,0 +1,96 @@
+"""Read the routing of a model's active adapter, without noise and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polylab.poly.layers import PolyLayer
+from polylab.poly.routing import Routing, entered
+from polylab.poly.structure import batch_shape, parameter_names
+
+__all__ = ["call_weights", "task_gates", "task_weights"]
+
+
+@torch.no_grad()
+def call_weights(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    routing: Routing,
+    layers: Mapping[str, PolyLayer],
+) -> dict[str, Float[Tensor, "*batch splits skills"]]:
+    """Weights of each layer for a call of the base `model` with `inputs` under `routing`.
+
+    Routers of the prompt need the model run; the others only the ids.
+    """
+    records = routing.records = {}
+    with entered(routing):
+        if routing.reads_prompt:
+            _run(model, dict(inputs))
+        else:
+            for layer in layers.values():
+                layer.mixing_weights(routing)
+    found = {name: records[name] for name in layers if name in records}
+    batch = batch_shape(inputs)[0]
+    if routing.task_ids is None and batch is not None:  # one row for all, where none reads ids
+        return {name: w.expand(batch, -1, -1) for name, w in found.items()}
+    return found
+
+
+@torch.no_grad()
+def task_weights(
+    layers: Mapping[str, PolyLayer], adapter_name: str
+) -> dict[str, Float[Tensor, "tasks splits skills"]]:
+    """Weights of every task.
+
+    Raises:
+        ValueError: If the adapter is routed by the input.
+    """
+    weights = {}
+    for name, layer in layers.items():
+        router = layer.router(adapter_name)
+        if router.needs_prompt:
+            raise ValueError(
+                "poly_type='mope' is routed by the input: a task has no weights of its own. Use "
+                "mixing_weights with examples of the task."
+            )
+        weights[name] = router(_all_tasks(layer, adapter_name), sample=False)
+    return weights
+
+
+@torch.no_grad()
+def task_gates(
+    layers: Mapping[str, PolyLayer], adapter_name: str
+) -> dict[str, Float[Tensor, "tasks splits skills"]]:
+    """`sigmoid(Z)` of every task; empty where the router has no gates."""
+    gates = {
+        name: layer.router(adapter_name).gates(_all_tasks(layer, adapter_name))
+        for name, layer in layers.items()
+    }
+    return {name: z for name, z in gates.items() if z is not None}
+
+
+def _all_tasks(layer: PolyLayer, adapter_name: str) -> Tensor:
+    bank = layer.poly_lora_A[adapter_name]
+    return torch.arange(layer.n_tasks[adapter_name], device=bank.device)
+
+
+def _run(model: nn.Module, inputs: dict[str, Any]) -> None:
+    """One forward in evaluation mode; each module's own mode is put back."""
+    encoder_only = inputs.get("decoder_input_ids") is None and inputs.get("labels") is None
+    if encoder_only and "decoder_input_ids" in parameter_names(model):
+        # The decoder is routed by the encoder's output: any one token will do.
+        start = torch.zeros(batch_shape(inputs)[0] or 1, 1, dtype=torch.int64)
+        inputs["decoder_input_ids"] = start.to(next(model.parameters()).device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        model(**inputs)
+    finally:
+        for module in training:
+            module.training = True

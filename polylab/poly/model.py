@@ -1,0 +1,271 @@
+"""`PolyModel`: a transformers model with routed skills, called with `task_ids`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import Cache
+
+from polylab.poly.adapters import AdaptedModel
+from polylab.poly.calls import RoutedModule, check_prompt_mask, guard_checkpoints, observe_prompts
+from polylab.poly.config import PolyConfig
+from polylab.poly.inspection import call_weights, task_gates, task_weights
+from polylab.poly.interventions import Subject, parse_intervention
+from polylab.poly.noise import KeyedNoise
+from polylab.poly.routing import (
+    Override,
+    Routing,
+    check_task_ids,
+    enter,
+    entered,
+    overridden,
+    override_of,
+)
+from polylab.poly.structure import batch_shape, encoder_of, named_inputs, parameter_names
+
+__all__ = ["PolyModel", "get_peft_model"]
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PolyConfig,
+    adapter_name: str = "default",
+    *,
+    autocast_adapter_dtype: bool = True,
+) -> PolyModel:
+    """Freeze `model` and put a fresh adapter into it, in place (PEFT's function).
+
+    Args:
+        model: A transformers model.
+        peft_config: The adapter.
+        adapter_name: Its name.
+        autocast_adapter_dtype: Keep the adapter in float32 on a 16-bit model. False: the dtype of
+            the model.
+
+    Raises:
+        ValueError: If the configuration does not fit the model.
+    """
+    poly_model = PolyModel(model, peft_config, adapter_name)
+    if not autocast_adapter_dtype:
+        for layer in poly_model.poly_layers().values():
+            layer.cast_adapter(adapter_name, layer.weight.dtype)
+    return poly_model
+
+
+class PolyModel(AdaptedModel):
+    """A frozen base model whose target layers are `PolyLayer`s, with named adapters.
+
+    Everything it lacks (`config`, `device`, `resize_token_embeddings`, ...) is the base model's.
+
+    Raises:
+        ValueError: If the model is wrapped already, or `config` does not fit it.
+    """
+
+    def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
+        super().__init__(model, config, adapter_name)
+        self._names = parameter_names(model)
+        self._encoder_decoder = encoder_of(model) is not None
+        self._checkpointable = tuple(
+            m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None
+        )
+        self._noise = KeyedNoise()
+        observe_prompts(model)
+
+    # Calls
+
+    def forward(
+        self,
+        *args: Any,
+        task_ids: object = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The base model's output under the routing of `task_ids`.
+
+        Args:
+            *args: The base model's.
+            task_ids: An int64 tensor `[batch]`; or `[batch, seq]`, one id per token of packed rows,
+                for decoder-only models and encoders. Input routers (`mope`) and `shared` read none.
+            prompt_mask: Tokens an input router may read. By default the attended ones (causal
+                models: those before the row's first label). Other routers read none.
+            **kwargs: The base model's.
+
+        Raises:
+            ValueError: If `task_ids` are missing, of a wrong type or shape, or out of range.
+        """
+        if self.training:
+            guard_checkpoints(self._checkpointable)
+        inputs = named_inputs(self._names, args, kwargs)
+        routing = self._make_routing(
+            inputs, task_ids, prompt_mask=prompt_mask, packable=not self._encoder_decoder
+        )
+        keeps = routing.reads_prompt and not torch.is_grad_enabled()
+        if keeps:
+            routing.factors = self._prefilled_factors(inputs)
+        previous = enter(routing)
+        try:
+            output = self.model(*args, **kwargs)
+        finally:
+            enter(previous)
+        if keeps and isinstance(cache := getattr(output, "past_key_values", None), Cache):
+            cache.poly_factors = routing.factors  # type: ignore[attr-defined]
+        return output
+
+    def generate(
+        self,
+        *args: Any,
+        task_ids: object = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The base model's `generate`; ids are per prompt, whatever the number of beams.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        inputs = named_inputs(["inputs"], args, kwargs)
+        routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
+        routing.factors = {}
+        with entered(routing):
+            return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def get_encoder(self) -> RoutedModule:
+        """The encoder alone, called with `task_ids` as the model is.
+
+        Raises:
+            ValueError: If the base model is not an encoder-decoder.
+        """
+        encoder = encoder_of(self.model)
+        if encoder is None:
+            raise ValueError(f"{type(self.model).__name__} has no encoder beside a decoder.")
+        return RoutedModule(encoder, self._make_routing)
+
+    def _make_routing(
+        self,
+        inputs: dict[str, Any],
+        task_ids: object,
+        *,
+        prompt_mask: Tensor | None,
+        packable: bool = True,
+    ) -> Routing:
+        override = override_of(self)
+        if override.disabled:
+            return Routing(disabled=True)
+        config = self.peft_config[self.active_adapter]
+        batch, seq = batch_shape(inputs)
+        routing = Routing(intervention=override.intervention)
+        if config.poly_type == "mope":
+            routing.reads_prompt = True
+            routing.prompt = check_prompt_mask(prompt_mask, batch, seq=seq)
+        elif config.poly_type != "shared":
+            if task_ids is None and override.intervention and batch is not None:
+                task_ids = override.intervention.default_ids(batch)
+            routing.task_ids = check_task_ids(
+                task_ids, config.n_tasks, batch=batch, seq=seq if packable else None
+            )
+            if self.training and config.noise_source == "keyed" and config.noise != "none":
+                routing.noise = self._noise.key(len(routing.task_ids))
+        return routing
+
+    def _prefilled_factors(self, inputs: dict[str, Any]) -> dict:
+        """Factors kept with a cache that holds a prompt: its routing goes on."""
+        cache = inputs.get("past_key_values")
+        if cache is None or cache.get_seq_length() == 0:
+            return {}
+        factors = getattr(cache, "poly_factors", None)
+        if factors is None:
+            raise ValueError(
+                f"past_key_values holds {cache.get_seq_length()} tokens of a prompt that this "
+                "adapter, routed by the prompt, has not seen. Use the cache of a PolyModel forward "
+                "without gradients, or generate."
+            )
+        return factors
+
+    # Routing
+
+    def set_noise_key(
+        self,
+        seed: int,
+        step: int,
+        first_row: int = 0,
+        *,
+        rows: Int64[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Noise of the next training forwards, for `noise_source="keyed"`.
+
+        Args:
+            seed: The run's seed.
+            step: The optimiser's step.
+            first_row: Position of the batch's first row in the global batch.
+            rows: Position of every row, where they are not consecutive.
+        """
+        n_layers = len(self.poly_layers())
+        self._noise.set(seed, step, rows=first_row if rows is None else rows, n_layers=n_layers)
+
+    @contextmanager
+    def routing(self, spec: str) -> Iterator[PolyModel]:
+        """Change the routing of every call inside, in this thread.
+
+        `learned`; `uniform`, all 1/n_skills; `rounded`, gates above 1/2 only; `top1` of each head;
+        `shuffled`, a fixed permutation of the tasks that leaves none in place (without tasks: the
+        rows of the batch change places); `task:NAME_OR_ID` for all rows; `drop:SKILL`, aligned
+        over layers, or `drop:LAYER/SKILL`: the weights of the others are normalised again.
+
+        Raises:
+            ValueError: If `spec` is none of these, or names no task, layer or skill.
+        """
+        config, layers = self.peft_config[self.active_adapter], self._active_layers()
+        subject = Subject(
+            router=next(iter(layers.values())).router(self.active_adapter),
+            n_tasks=config.n_tasks,
+            task_names=config.task_names,
+            skill_counts=dict.fromkeys(layers, config.skill_count),
+            task_weights=self.task_weights,
+        )
+        with overridden(self, Override(intervention=parse_intervention(spec, subject))):
+            yield self
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[PolyModel]:
+        """Compute the base model inside, in this thread; `task_ids` are not read."""
+        with overridden(self, Override(disabled=True)), entered(Routing(disabled=True)):
+            yield self
+
+    def mixing_weights(
+        self,
+        *args: Any,
+        task_ids: object = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Float[Tensor, "*batch splits skills"]]:
+        """Weights of each layer for these inputs, without noise and under `routing(...)`.
+
+        Routers by task need only `task_ids`; input routers need the model's inputs, and run it.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        inputs = named_inputs(self._names, args, kwargs)
+        with overridden(self, replace(override_of(self), disabled=False)):
+            routing = self._make_routing(
+                inputs, task_ids, prompt_mask=prompt_mask, packable=not self._encoder_decoder
+            )
+        return call_weights(self.model, inputs, routing=routing, layers=self._active_layers())
+
+    def task_weights(self) -> dict[str, Float[Tensor, "tasks splits skills"]]:
+        """Learned weights of every task by layer, without noise.
+
+        Raises:
+            ValueError: If the adapter is routed by the input.
+        """
+        return task_weights(self._active_layers(), self.active_adapter)
+
+    def task_gates(self) -> dict[str, Float[Tensor, "tasks splits skills"]]:
+        """`sigmoid(Z)` of every task by layer; empty where the router has no gates."""
+        return task_gates(self._active_layers(), self.active_adapter)

@@ -1,0 +1,201 @@
+"""Does the routing find the skills that the tasks were made of?
+
+Where the true binary tasks x skills matrix `M` is known, the learned weights are compared with it.
+A task may own several skills, so no partition score fits. The learned skills have no names: their
+columns are first matched with those of `M`. Matching alone finds some likeness in pure noise, so
+every score comes with a baseline: the same procedure on `M` with its tasks permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+from torch import Tensor
+
+from polylab.poly.statistics import aligned_mean, mean_over_layers, task_similarity
+
+__all__ = ["match_to_truth", "recovery", "unidentifiable_skills"]
+
+_Weights = Mapping[str, Float[Tensor, "tasks splits skills"]]
+
+
+def recovery(
+    weights: _Weights,
+    truth: Bool[Tensor, "tasks true_skills"],
+    *,
+    names: Sequence[str] | None = None,
+    n_permutations: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """AUROC of the weights against the true matrix, after matching; 1 = recovered, see baseline.
+
+    Of one (layer, head): columns of `w` and `M` are paired one to one with the largest sum of
+    Pearson correlations, then all cells of the paired columns are one ranking (ties count half).
+    With fewer skills than true ones the columns left over count as constant 1/S: they gain nothing.
+    A layer's score is the mean over its heads. Columns of `M` that are equal count once, constant
+    ones not at all (see `unidentifiable_skills`).
+
+    Args:
+        weights: Normalised weights.
+        truth: `M[t, k]`: task `t` needs skill `k`; rows in the order of the weights' tasks.
+        names: Of the true skills; default `"0"`, `"1"`, ...
+        n_permutations: Of the tasks, for the baselines; 0 leaves the baselines out. The time grows
+            as permutations x layers x heads (200 x 48 take about half a second).
+        seed: Of the permutations.
+
+    Returns:
+        `aligned` (of the aligned mean over layers and heads), `mean` (over layers), `best` (layer,
+        named by `best_layer`), `similarity` (Spearman correlation, over task pairs, of
+        `task_similarity` with that of the row-normalised `M`; needs no matching; NaN if one of
+        them is constant). `*_baseline`: mean of the same over the permutations. `n_permutations`,
+        `unidentifiable` (groups of names).
+
+    Raises:
+        ValueError: If the tasks differ in number, `names` does not fit, or no column of `M` varies.
+    """
+    names = _check(weights, truth, names)
+    columns = _distinct_columns(truth).T
+    maps = {name: [_Ranked(w[:, q]) for q in range(w.shape[1])] for name, w in weights.items()}
+    mean_map = _Ranked(aligned_mean(weights)[0])
+    scored = _scorer(maps, mean_map, weights)
+    m = truth.cpu().numpy()
+    result: dict[str, Any] = dict(scored(columns, m))
+    result["best_layer"] = max(maps, key=lambda name: _layer_score(maps[name], columns))
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(m)) for _ in range(n_permutations)]
+    runs = [scored(columns[order], m[order]) for order in orders]
+    for key in runs[0] if runs else ():
+        result[f"{key}_baseline"] = float(np.mean([run[key] for run in runs]))
+    result["n_permutations"] = n_permutations
+    result["unidentifiable"] = unidentifiable_skills(truth, names)
+    return result
+
+
+def unidentifiable_skills(
+    truth: Bool[Tensor, "tasks true_skills"], names: Sequence[str] | None = None
+) -> list[list[str]]:
+    """Groups of true skills that no routing of these tasks can tell apart.
+
+    Skills that only occur together form one group (their columns of `M` are equal); one that all
+    tasks need, or none, is a group of its own: nothing varies with it.
+
+    Raises:
+        ValueError: If `names` are not as many as the columns.
+    """
+    names = _check_names(truth, names)
+    groups: dict[bytes, list[str]] = {}
+    columns = truth.T.cpu().numpy()
+    for name, column in zip(names, columns, strict=True):
+        groups.setdefault(column.tobytes(), []).append(name)
+    constant = {c.tobytes() for c in columns if c.all() or not c.any()}
+    return [group for key, group in groups.items() if len(group) > 1 or key in constant]
+
+
+def match_to_truth(
+    mean: Float[Tensor, "tasks skills"], truth: Bool[Tensor, "tasks true_skills"]
+) -> list[int | None]:
+    """Which skill (column of `mean`) stands for each true skill; None where there are too few.
+
+    Of equal columns of `truth` each gets a skill of its own while there are enough.
+    """
+    scores = _Ranked(mean).correlate(truth.double().cpu().numpy())
+    rows, cols = linear_sum_assignment(scores, maximize=True)
+    found = dict(zip(cols.tolist(), rows.tolist(), strict=True))
+    return [found.get(k) for k in range(truth.shape[1])]
+
+
+class _Ranked:
+    """One tasks x skills map, prepared to be scored against many matrices."""
+
+    def __init__(self, w: Float[Tensor, "tasks skills"]) -> None:
+        self.w = w.detach().double().cpu().numpy()
+        self.unit = _unit(self.w)
+
+    def correlate(self, m: np.ndarray) -> np.ndarray:
+        return self.unit.T @ _unit(m)  # skills, true skills
+
+    def auroc(self, m: np.ndarray) -> float:
+        rows, cols = linear_sum_assignment(self.correlate(m), maximize=True)
+        paired = np.full(m.shape, 1 / self.w.shape[1])
+        paired[:, cols] = self.w[:, rows]
+        ranks = rankdata(paired)
+        positive = m.ravel().astype(bool)
+        n, p = positive.size, int(positive.sum())
+        return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * (n - p)))
+
+
+def _scorer(
+    maps: Mapping[str, list[_Ranked]], mean_map: _Ranked, weights: _Weights
+) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    pairs = np.triu_indices(len(mean_map.w), k=1)
+    learned = rankdata(task_similarity(weights).numpy().round(9)[pairs])
+
+    def scored(columns: np.ndarray, m: np.ndarray) -> dict[str, float]:
+        layers = {name: _layer_score(heads, columns) for name, heads in maps.items()}
+        return {
+            "aligned": mean_map.auroc(columns),
+            "mean": mean_over_layers(layers),
+            "best": max(layers.values()),
+            "similarity": _correlation(learned, rankdata(_truth_similarity(m)[pairs])),
+        }
+
+    return scored
+
+
+def _layer_score(heads: list[_Ranked], columns: np.ndarray) -> float:
+    return sum(head.auroc(columns) for head in heads) / len(heads)
+
+
+def _truth_similarity(m: np.ndarray) -> np.ndarray:
+    rows = m / np.maximum(m.sum(1, keepdims=True), 1)
+    return task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
+
+
+def _unit(columns: np.ndarray) -> np.ndarray:
+    centred = columns - columns.mean(0)
+    length = np.linalg.norm(centred, axis=0)
+    return np.where(length > 1e-12, centred / np.maximum(length, 1e-12), 0.0)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _distinct_columns(truth: Tensor) -> np.ndarray:
+    """The columns that vary, each once, in their first order: `[distinct, tasks]`."""
+    distinct = {c.tobytes(): c for c in truth.T.cpu().numpy() if c.any() and not c.all()}
+    return np.stack(list(distinct.values())).astype(float)
+
+
+def _check(weights: _Weights, truth: Tensor, names: Sequence[str] | None) -> list[str]:
+    n_tasks = next(iter(weights.values())).shape[0]
+    if truth.shape[0] != n_tasks:
+        raise ValueError(
+            f"the true matrix has {truth.shape[0]} tasks, the weights have {n_tasks}; "
+            "give both with one row per task in the same order."
+        )
+    if not ((truth.any(0)) & ~(truth.all(0))).any():
+        raise ValueError(
+            f"no column of the true matrix {list(truth.shape)} varies over the tasks; "
+            "recovery needs a skill that some tasks have and others have not."
+        )
+    return _check_names(truth, names)
+
+
+def _check_names(truth: Tensor, names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        return [str(k) for k in range(truth.shape[1])]
+    if len(names) != truth.shape[1]:
+        raise ValueError(
+            f"{len(names)} skill names for {truth.shape[1]} columns of the true matrix; "
+            "give one name per column."
+        )
+    return list(names)

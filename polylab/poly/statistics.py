@@ -1,0 +1,219 @@
+"""Numbers that describe a routing: how sharp, how sparse, how even, how alike over tasks.
+
+`weights` are the normalised mixing weights `w`, `gates` the sigmoids `z` before normalisation,
+both `{layer: [tasks, splits, skills]}`. Every number is taken per head, averaged over the heads of
+a layer, then over the layers: each layer counts once. Rows may also be examples (input routing).
+Papers: Polytropon https://arxiv.org/abs/2202.13914, multi-head https://arxiv.org/abs/2211.03831.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polylab.poly.alignment import agreement as alignment_agreement
+from polylab.poly.alignment import (
+    align_skills,
+    aligned_mean,
+    apply_alignment,
+    check_layers,
+    match_columns,
+)
+
+__all__ = [
+    "align_skills",
+    "aligned_mean",
+    "alignment_agreement",
+    "allocation_change",
+    "apply_alignment",
+    "density",
+    "discreteness",
+    "effective_skills",
+    "entropy",
+    "layer_entropy",
+    "match_columns",
+    "mean_over_layers",
+    "routing_mutual_information",
+    "skill_usage",
+    "task_features",
+    "task_similarity",
+    "usage_entropy",
+    "z_entropy_bits",
+]
+
+_Layers = Mapping[str, Float[Tensor, "rows splits skills"]]
+
+
+def layer_entropy(weights: _Layers) -> dict[str, float]:
+    """Mean over rows and heads of `H(w) / log S` for each layer: 1 = uniform, 0 = one skill.
+
+    With a single skill there is only the uniform allocation: 1.
+
+    Raises:
+        ValueError: If there is no layer, or the layers differ in their rows or skills.
+    """
+    check_layers(weights.items())
+    return {name: float(_normalised_entropy(w.double()).mean()) for name, w in weights.items()}
+
+
+def entropy(weights: _Layers) -> float:
+    """Mean of `layer_entropy` over the layers (logged as `routing/entropy`).
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    return mean_over_layers(layer_entropy(weights))
+
+
+def z_entropy_bits(gates: _Layers) -> float:
+    """`mean_{t,s} -[z log2 z + (1-z) log2(1-z)]`: 1 = every gate at one half, 0 = all on or off.
+
+    This is Eq. 8 of https://arxiv.org/abs/2202.13914 as printed, which the paper calls
+    discreteness; its prose and its Figure 5 fit `discreteness`, one minus it.
+
+    Raises:
+        ValueError: As `layer_entropy`, or if a gate is outside 0 to 1.
+    """
+    check_layers(gates.items())
+    per_layer = {}
+    for name, raw in gates.items():
+        z = raw.double()
+        low, high = float(z.min()), float(z.max())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"gates of layer '{name}' lie in {low:.3g} to {high:.3g}; they must lie in 0 to 1. "
+                "Give sigmoid(logits), not logits."
+            )
+        nats = -(torch.xlogy(z, z) + torch.xlogy(1 - z, 1 - z))
+        per_layer[name] = float(nats.mean()) / math.log(2)
+    return mean_over_layers(per_layer)
+
+
+def discreteness(gates: _Layers) -> float:
+    """`1 - z_entropy_bits`: 0 = every gate at one half, 1 = all on or off.
+
+    Raises:
+        ValueError: As `z_entropy_bits`.
+    """
+    return 1 - z_entropy_bits(gates)
+
+
+def density(gates: _Layers) -> float:
+    """`mean(round(z))`, the share of gates above one half (Poly calls it sparsity).
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    check_layers(gates.items())
+    return mean_over_layers({name: float((z > 0.5).double().mean()) for name, z in gates.items()})
+
+
+def skill_usage(gates: _Layers) -> dict[str, Float[Tensor, "splits skills"]]:
+    """`p_s = sum_t z_ts / sum_ts z` for each layer and head; rows sum to 1.
+
+    Without gates (input routing) the weights take their place.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    check_layers(gates.items())
+    usage = {name: z.double().sum(0) for name, z in gates.items()}
+    return {name: u / u.sum(-1, keepdim=True).clamp_min(1e-300) for name, u in usage.items()}
+
+
+def usage_entropy(gates: _Layers) -> float:
+    """`H(p) / log S` of `skill_usage`: 1 = all skills used alike, 0 = one skill does everything.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    usage = skill_usage(gates)
+    return mean_over_layers({n: float(_normalised_entropy(p).mean()) for n, p in usage.items()})
+
+
+def effective_skills(gates: _Layers) -> float:
+    """`exp(H(p))` of `skill_usage`, from 1 to S: the number of skills that are really used.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    usage = skill_usage(gates)
+    return mean_over_layers({n: float(_nats(p).exp().mean()) for n, p in usage.items()})
+
+
+def routing_mutual_information(weights: _Layers) -> float:
+    """`H(mean_x w_x) - mean_x H(w_x)` in nats, over the rows `x`; 0 = every row routes alike.
+
+    At most `log S`. Rows are examples for an input router; for a task router they are tasks.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    check_layers(weights.items())
+    return mean_over_layers(
+        {
+            name: float((_nats(w.double().mean(0)) - _nats(w.double()).mean(0)).mean())
+            for name, w in weights.items()
+        }
+    )
+
+
+def task_features(weights: _Layers) -> Float[Tensor, "rows features"]:
+    """Each task's weights of all layers and heads in one row, `features = sum over layers of Q*S`.
+
+    Comparing whole rows needs no matching of skills: every layer is compared with itself.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    check_layers(weights.items())
+    return torch.cat([w.double().cpu().flatten(1) for w in weights.values()], dim=1)
+
+
+def task_similarity(weights: _Layers) -> Float[Tensor, "rows rows"]:
+    """Share of mixing weight that two tasks have in common, from 0 to 1 (1 = routed alike).
+
+    `1 - mean over layers and heads of 1/2 sum_s |w_ts - w_us|`: one minus the total variation.
+    It needs no matching of skills, and one minus it is the distance of the task hierarchy.
+
+    Raises:
+        ValueError: As `layer_entropy`.
+    """
+    features = task_features(weights)
+    heads = sum(w.shape[1] for w in weights.values())
+    return 1 - torch.cdist(features, features, p=1) / (2 * heads)
+
+
+def allocation_change(now: _Layers, before: _Layers) -> float:
+    """Share of mixing weight that moved between two moments, from 0 to 1 (0 = nothing moved).
+
+    `mean over rows, heads, layers of 1/2 sum_s |w_ts - w'_ts|`. The same run only: skills of
+    different runs have to be aligned first.
+
+    Raises:
+        ValueError: If the layers or their shapes differ.
+    """
+    shapes = [{name: tuple(w.shape) for name, w in side.items()} for side in (now, before)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"cannot compare {shapes[0]} with {shapes[1]}; layers and shapes differ.")
+    check_layers(now.items())
+    moved = {n: (now[n].double().cpu() - before[n].double().cpu()).abs().sum(-1) for n in now}
+    return mean_over_layers({name: float(m.mean()) / 2 for name, m in moved.items()})
+
+
+def mean_over_layers(values: Mapping[str, float]) -> float:
+    """Plain mean: each layer counts once, whatever its number of heads."""
+    return sum(values.values()) / len(values)
+
+
+def _nats(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes"]:
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def _normalised_entropy(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes"]:
+    n_skills = p.shape[-1]
+    return _nats(p) / math.log(n_skills) if n_skills > 1 else torch.ones_like(p[..., 0])

@@ -1,0 +1,179 @@
+"""The main job: `python -m polylab.train experiment=NAME [overrides]`.
+
+Only what reads the configuration is imported here; torch and the rest follow once it is valid.
+"""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from polylab.config.checks import check_config
+from polylab.config.ddp import clean_environment, is_child
+from polylab.config.errors import ConfigError, explain, wants_traceback
+from polylab.config.files import read_json, write_config
+from polylab.config.help import help_text
+from polylab.config.launch import job_folder, launch, sweep_folder
+from polylab.config.outcome import print_table, split_results, summary_line
+from polylab.config.tracking import finished_logger, sync_line
+from polylab.parts import Parts, build_parts
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+log = logging.getLogger("polylab")
+
+
+def main() -> None:
+    """Run the command line."""
+    launch(task, config_name="train", help_text=help_text)
+
+
+def task(cfg: DictConfig) -> float | None:
+    """Run one job; a mistake of the user ends a single run with one line, and fails a sweep's job.
+
+    Raises:
+        SystemExit: With code 1, in a single run.
+        ConfigError: In a sweep, whose other jobs go on.
+    """
+    try:
+        return run(cfg)
+    except (ConfigError, OmegaConfBaseException) as error:
+        if wants_traceback():
+            raise
+        log.error(explain(error))
+        if sweep_folder() is not None:
+            raise
+        raise SystemExit(1) from None
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, validate, test and save as `cfg` says; return the metric that a search optimises.
+
+    Raises:
+        ConfigError: If the configuration, data, backbone or adapter is not valid; nothing has been
+            written then.
+    """
+    check_config(cfg)
+    folder, started = job_folder(), time.perf_counter()
+    with clean_environment():
+        parts = build_parts(cfg, folder=folder)
+        lead = parts.trainer.is_global_zero
+        if lead:
+            print(facts(parts, folder=folder), flush=True)
+        if cfg.validate_only:
+            print("the configuration, data, backbone and adapter are valid", flush=True)
+            return None
+        if not is_child():
+            write_config(folder / "config.yaml", cfg)
+            carry_best(parts, ckpt_path=cfg.ckpt_path)
+        with finished_logger(parts.logger):
+            kept = fit_and_test(parts, ckpt_path=cfg.ckpt_path)
+            if lead:
+                seconds = round(time.perf_counter() - started, 2)
+                save_results(parts, folder=folder, kept=kept, seconds=seconds)
+        if lead:
+            say_goodbye(folder)
+        return optimized_value(parts, cfg.optimized_metric)
+
+
+def carry_best(parts: Parts, *, ckpt_path: str | None) -> None:
+    """Copy the `best.ckpt` of the run that is continued: the best so far is part of its state."""
+    from polylab.training import RunCheckpoint
+
+    checkpoints = parts.trainer.checkpoint_callback
+    if ckpt_path is None or not isinstance(checkpoints, RunCheckpoint):
+        return
+    best, copy = Path(ckpt_path).with_name("best.ckpt"), checkpoints.best_path
+    if best.is_file() and best.resolve() != copy.resolve():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, copy)
+
+
+def fit_and_test(parts: Parts, *, ckpt_path: str | None) -> str:
+    """Train, then validate and test the best weights, or the last ones where no best were kept.
+
+    Returns:
+        Which weights these are, `best` or `last`; the module holds them.
+    """
+    trainer, module, data = parts.trainer, parts.module, parts.data
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    trainer.validate(module, data, ckpt_path=best, weights_only=True, verbose=False)
+    if _has_test(module):
+        trainer.test(module, data, verbose=False)
+    return "last" if best is None else "best"
+
+
+def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:
+    """Write the adapter, if there is one, and then `metrics.json`, the sign of a finished run."""
+    from polylab import PolyModel
+    from polylab.callbacks import Recovery
+    from polylab.training import count_trainable, save_adapter, write_metrics
+
+    if isinstance(parts.model, PolyModel):
+        save_adapter(parts.model, folder / "adapter", parts.task_names)
+    values = {key: value.item() for key, value in parts.trainer.callback_metrics.items()}
+    callbacks = parts.trainer.callbacks  # type: ignore[attr-defined]
+    recoveries = [callback.result for callback in callbacks if isinstance(callback, Recovery)]
+    results = getattr(parts.module, "results", {})
+    write_metrics(
+        folder / "metrics.json",
+        val=results.get("val") or split_results(values, "val"),
+        test=results.get("test") or split_results(values, "test"),
+        checkpoint="best" if kept == "best" else "last",
+        seconds=seconds,
+        trainable_parameters=count_trainable(parts.module),
+        recovery=next(filter(None, recoveries), None),
+    )
+
+
+def say_goodbye(folder: Path) -> None:
+    """Print the metrics of every task, one line for the whole run, and how to upload it."""
+    metrics = read_json(folder / "metrics.json")
+    print_table(metrics)
+    print(f"{summary_line(metrics)} · {folder}", flush=True)
+    if line := sync_line(folder):
+        print(line, flush=True)
+
+
+def optimized_value(parts: Parts, key: str) -> float | None:
+    """Return the metric `SPLIT/NAME` of the finished run, None if it was never logged."""
+    split, _, name = key.partition("/")
+    result = getattr(parts.module, "results", {}).get(split, {})
+    value = result.get(name, result.get("macro", {}).get(name))
+    if value is None and key in parts.trainer.callback_metrics:
+        value = parts.trainer.callback_metrics[key].item()
+    return value
+
+
+def facts(parts: Parts, *, folder: Path) -> str:
+    """Return one line about the run: trainable parameters, skills x tasks, device, folder."""
+    from polylab.training import count_trainable
+
+    config = getattr(parts.model, "peft_config", {}).get("default")
+    skills = (
+        "no adapter" if config is None else f"{config.n_skills} skills x {config.n_tasks} tasks"
+    )
+    trainer = parts.trainer
+    devices = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
+    count = count_trainable(parts.module)
+    device = f"{trainer.strategy.root_device.type}{devices}"
+    return f"{count:,} trainable parameters · {skills} · {device} · {folder}"
+
+
+def _has_test(module: "LightningModule") -> bool:
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    return is_overridden("test_step", module)
+
+
+if __name__ == "__main__":
+    # by name, so that launchers find the task in a module that their workers can import
+    from polylab.train import main as run_main
+
+    run_main()

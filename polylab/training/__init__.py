@@ -1,0 +1,18 @@
+"""How a Poly model learns: the LightningModule, optimiser groups, metrics, checkpoints."""
+
+from polylab.training.checkpoint import RunCheckpoint, save_adapter
+from polylab.training.files import AtomicCheckpointIO, write_atomically
+from polylab.training.module import PolyModule
+from polylab.training.optim import OptimConfig
+from polylab.training.results import count_trainable, write_metrics
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "OptimConfig",
+    "PolyModule",
+    "RunCheckpoint",
+    "count_trainable",
+    "save_adapter",
+    "write_atomically",
+    "write_metrics",
+]

@@ -1,0 +1,116 @@
+"""What one pass over a split yields: losses, text metrics per task, and some predictions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from polylab.training.distributed import gather_objects
+from polylab.training.metrics import PerTaskMean, exact_match, rouge_l
+
+TEXT_METRICS = {"exact_match": exact_match, "rouge_l": rouge_l}
+
+
+class Prediction(TypedDict):
+    """A line of `predictions.jsonl`."""
+
+    task: str
+    input: str
+    prediction: str
+    references: list[str]
+
+
+class SplitEvaluation(nn.Module):
+    """Accumulates one split over batches and ranks; `finish` says what it was and starts anew."""
+
+    def __init__(self, task_names: Sequence[str], *, predictions_per_task: int | None) -> None:
+        """Keep at most `predictions_per_task` predictions of each task, all of them if None."""
+        super().__init__()
+        self._means = nn.ModuleDict(
+            {name: PerTaskMean(len(task_names)) for name in ("loss", *TEXT_METRICS)}
+        )
+        self._task_names = list(task_names)
+        self._limit = predictions_per_task
+        self._predictions: list[tuple[int, Prediction]] = []
+        self._kept: Counter[int] = Counter()
+
+    def add_losses(
+        self,
+        task_ids: Int[Tensor, " batch"],
+        losses: Float[Tensor, " batch"],
+        tokens: Int[Tensor, " batch"],
+    ) -> None:
+        self._mean("loss").update(task_ids, losses, tokens)
+
+    def add_texts(
+        self,
+        task_ids: Int[Tensor, " batch"],
+        inputs: Sequence[str],
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+    ) -> None:
+        pairs = list(zip(predictions, references, strict=True))
+        for name, score in TEXT_METRICS.items():
+            scores = torch.tensor([score(*pair) for pair in pairs], device=task_ids.device)
+            self._mean(name).update(task_ids, scores)
+        rows = zip(task_ids.tolist(), inputs, predictions, references, strict=True)
+        for task, text, prediction, valid in rows:
+            self._keep(
+                task,
+                Prediction(
+                    task=self._task_names[task],
+                    input=text,
+                    prediction=prediction,
+                    references=list(valid),
+                ),
+            )
+
+    def finish(self) -> tuple[dict[str, Any], list[Prediction]]:
+        """The split's result in the form of metrics.json, and its predictions ordered by task."""
+        means = {name: self._mean(name).compute() for name in self._means}
+        by_task = {name: mean.by_task(self._task_names) for name, mean in means.items()}
+        result = {
+            "loss": means["loss"].micro(),
+            "macro": {name: means[name].macro() for name in TEXT_METRICS},
+            "micro": {name: means[name].micro() for name in TEXT_METRICS},
+            "tasks": {
+                task: {name: values[task] for name, values in by_task.items() if task in values}
+                for task in self._task_names
+                if any(task in values for values in by_task.values())
+            },
+        }
+        predictions = self._gather()
+        self._start_anew()
+        return result, predictions
+
+    def _mean(self, name: str) -> PerTaskMean:
+        mean = self._means[name]
+        assert isinstance(mean, PerTaskMean)
+        return mean
+
+    def _keep(self, task: int, prediction: Prediction) -> None:
+        if self._limit is None or self._kept[task] < self._limit:
+            self._kept[task] += 1
+            self._predictions.append((task, prediction))
+
+    def _gather(self) -> list[Prediction]:
+        found = [item for part in gather_objects(self._predictions) for item in part]
+        found.sort(key=lambda item: item[0])
+        kept: Counter[int] = Counter()
+        predictions = []
+        for task, prediction in found:
+            kept[task] += 1
+            if self._limit is None or kept[task] <= self._limit:
+                predictions.append(prediction)
+        return predictions
+
+    def _start_anew(self) -> None:
+        for name in self._means:
+            self._mean(name).reset()
+        self._predictions = []
+        self._kept.clear()

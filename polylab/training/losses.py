@@ -1,0 +1,130 @@
+"""Token losses per example, and their sums per task between two log lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def shift_right(
+    labels: Int[Tensor, "batch seq"], *, start: int, pad: int
+) -> Int[Tensor, "batch seq"]:
+    """The decoder's input under teacher forcing: `start`, then all labels but the last."""
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = start
+    return shifted.masked_fill(shifted == IGNORED, pad)
+
+
+def before_first_label(
+    labels: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"]
+) -> Bool[Tensor, "batch seq"]:
+    """The prompt of a decoder-only example: attended tokens left of everything it is trained on."""
+    return ((labels != IGNORED).cumsum(dim=1) == 0) & attention_mask.bool()
+
+
+def example_losses(
+    model: nn.Module, batch: dict[str, Any], *, start: int | None, pad: int
+) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Summed token losses and label tokens of each example.
+
+    The loss is computed here, not by the model, because per-task losses need it per example.
+
+    Args:
+        model: Takes `task_ids` beside a transformers model's arguments, and returns `.logits`.
+        batch: Of the data module.
+        start: The decoder's first token for an encoder-decoder, None for a decoder-only model.
+        pad: Pad token.
+    """
+    labels, mask = batch["labels"], batch["attention_mask"]
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": mask,
+        "task_ids": batch["task_ids"],
+        # a cache is of no use without generation, and makes compiled blocks recompile per layer
+        "use_cache": False,
+    }
+    if start is not None:
+        logits = model(decoder_input_ids=shift_right(labels, start=start, pad=pad), **inputs).logits
+    else:
+        logits = model(prompt_mask=before_first_label(labels, mask), **inputs).logits[:, :-1]
+        labels = labels[:, 1:]
+    losses = F.cross_entropy(
+        logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
+    )
+    return losses.sum(dim=1), (labels != IGNORED).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What happened since the previous log line, over all ranks, without the absent tasks."""
+
+    loss: float | None
+    task_losses: dict[str, float]
+    task_examples: dict[str, int]
+    """Examples of each task seen since the start of the run."""
+
+    def metrics(self, task_names: Iterable[str]) -> dict[str, float]:
+        """By their keys in the logs, for the tasks in `task_names`."""
+        metrics: dict[str, float] = {} if self.loss is None else {"train/loss": self.loss}
+        for task in task_names:
+            if task in self.task_losses:
+                metrics[f"train/{task}/loss"] = self.task_losses[task]
+            if task in self.task_examples:
+                metrics[f"train/{task}/examples"] = self.task_examples[task]
+        return metrics
+
+
+class TaskLosses:
+    """Accumulates losses per task on the device; the host sees them only when they are drained."""
+
+    def __init__(self, task_names: list[str]) -> None:
+        self._names = task_names
+        self._seen = torch.zeros(len(task_names), dtype=torch.int64)
+        # loss, tokens, examples; float64, so that counts stay exact
+        self._pending = torch.zeros(3, len(task_names), dtype=torch.float64)
+
+    def on(self, device: torch.device) -> None:
+        """Move the sums to where the losses will be."""
+        # Apple's accelerator has no float64
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._pending = self._pending.to(device=device, dtype=dtype)
+
+    def add(
+        self,
+        task_ids: Int[Tensor, " batch"],
+        losses: Float[Tensor, " batch"],
+        tokens: Int[Tensor, " batch"],
+    ) -> None:
+        rows = torch.stack([losses.detach(), tokens, torch.ones_like(tokens)])
+        self._pending.index_add_(1, task_ids, rows.to(self._pending.dtype))
+
+    def drain(self, reduce: Callable[[Tensor], Tensor]) -> Interval:
+        """Add up over ranks with `reduce`, empty the sums, and say what they were."""
+        sums = reduce(self._pending.clone()).cpu()
+        self._pending.zero_()
+        losses, tokens, examples = sums
+        self._seen += examples.long()
+        present = [i for i, count in enumerate(tokens.tolist()) if count > 0]
+        total = tokens.sum().item()
+        return Interval(
+            loss=losses.sum().item() / total if total else None,
+            task_losses={self._names[i]: (losses[i] / tokens[i]).item() for i in present},
+            task_examples={self._names[i]: int(n) for i, n in enumerate(self._seen) if n > 0},
+        )
+
+    def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {"seen": self._seen.clone(), "pending": reduce(self._pending.clone()).cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor], *, keep_pending: bool) -> None:
+        """Continue from `state`; the sums of all ranks go to the one with `keep_pending`."""
+        self._seen = state["seen"].clone().cpu()
+        pending = state["pending"].to(self._pending)
+        self._pending = pending.clone() if keep_pending else torch.zeros_like(pending)

@@ -1,0 +1,128 @@
+"""Text metrics per sample, and their per-task means over any number of ranks.
+
+Scores are computed per sample where the sample is, and only sums and counts travel between ranks:
+uneven shards and tasks that a rank never saw are then right by construction.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torchmetrics import Metric
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_LONGEST_NUMBER = 28  # digits that Decimal keeps
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
+
+
+def normalise(text: str) -> str:
+    """The form in which two answers are compared by `exact_match`.
+
+    Unicode NFC; white space stripped at both ends and every run of it one space; a plain decimal
+    number in its shortest form (`15.0` is `15`, but `007` stays). Case and punctuation count.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    if len(text) > _LONGEST_NUMBER or not _NUMBER.fullmatch(text):
+        return text
+    number = Decimal(text).normalize()
+    return f"{number:f}" if number else "0"
+
+
+def exact_match(prediction: str, references: Iterable[str]) -> float:
+    """1.0 if the prediction equals any reference after `normalise`, else 0.0."""
+    answer = normalise(prediction)
+    return float(any(answer == normalise(reference) for reference in references))
+
+
+def rouge_l(prediction: str, references: Iterable[str]) -> float:
+    """The best ROUGE-L F1 over the references, as Google's `rouge_score` without stemming.
+
+    Tokens are runs of a-z and 0-9 of the lower-cased text, so a text in another script scores 0
+    (https://aclanthology.org/W04-1013).
+    """
+    answer = _rouge_tokens(prediction)
+    return max((_rouge_f1(answer, _rouge_tokens(text)) for text in references), default=0.0)
+
+
+def _rouge_tokens(text: str) -> list[str]:
+    return _NOT_ALPHANUMERIC.sub(" ", text.lower()).split()
+
+
+def _rouge_f1(answer: Sequence[str], reference: Sequence[str]) -> float:
+    common = _longest_common_subsequence(answer, reference)
+    if not common:
+        return 0.0
+    precision, recall = common / len(answer), common / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    previous = [0] * (len(b) + 1)
+    for token in a:
+        current = [0]
+        for j, other in enumerate(b):
+            current.append(previous[j] + 1 if token == other else max(previous[j + 1], current[j]))
+        previous = current
+    return previous[-1]
+
+
+class TaskMeans(NamedTuple):
+    """Means per task; `values` is 0 where `counts` is 0, so that no NaN can spread from there."""
+
+    values: Float[Tensor, " tasks"]
+    counts: Float[Tensor, " tasks"]
+
+    def by_task(self, task_names: Sequence[str]) -> dict[str, float]:
+        """Name to mean, for the tasks that were seen."""
+        pairs = zip(task_names, self.values.tolist(), self.counts.tolist(), strict=True)
+        return {name: value for name, value, count in pairs if count > 0}
+
+    def macro(self) -> float | None:
+        """Every seen task weighs the same; None if none was seen."""
+        seen = self.counts > 0
+        return self.values[seen].mean().item() if bool(seen.any()) else None
+
+    def micro(self) -> float | None:
+        """Every counted unit (example, token) weighs the same; None if there was none."""
+        total = self.counts.sum()
+        return ((self.values * self.counts).sum() / total).item() if total > 0 else None
+
+
+class PerTaskMean(Metric):
+    """Sum and count per task, added over ranks; `compute` gives `TaskMeans`."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, n_tasks: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if n_tasks < 1:
+            raise ValueError(f"n_tasks={n_tasks} must be at least 1.")
+        # Apple's accelerator has no float64
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("total", torch.zeros(n_tasks, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(n_tasks, dtype=dtype), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        task_ids: Int[Tensor, " batch"],
+        values: Shaped[Tensor, " batch"],
+        counts: Shaped[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Add `values`, each the *sum* over `counts` units (one by default)."""
+        if counts is None:
+            counts = torch.ones_like(values)
+        self.total.index_add_(0, task_ids, values.to(self.total))
+        self.count.index_add_(0, task_ids, counts.to(self.count))
+
+    def compute(self) -> TaskMeans:
+        """Means over everything all ranks have seen."""
+        return TaskMeans(self.total / self.count.clamp(min=1), self.count)

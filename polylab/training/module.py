@@ -1,0 +1,298 @@
+"""The LightningModule around a Poly model: steps, logging names, exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
+from polylab.training.distributed import gather_objects
+from polylab.training.evaluation import Prediction, SplitEvaluation
+from polylab.training.losses import TaskLosses, example_losses
+from polylab.training.optim import (
+    OptimConfig,
+    build_optimizer,
+    build_schedule,
+    clip_by_group,
+    grad_norms,
+)
+from polylab.training.rng import RngStream
+
+if TYPE_CHECKING:
+    from polylab.poly import PolyModel
+
+STATE_KEY = "polylab"  # of what a checkpoint holds beside Lightning's own
+
+
+class PolyModule(LightningModule):
+    """Trains and evaluates the adapter of a `PolyModel`.
+
+    Logged at `trainer.global_step` (optimiser steps done), every `trainer.log_every_n_steps` and
+    at the last step: `train/loss`, `train/TASK/loss` (token means since the previous line),
+    `train/TASK/examples` (since the start of the run), `lr/GROUP`, `grad_norm/GROUP` (before
+    clipping); after a validation `val/loss`, `val/METRIC` (macro over tasks), `val/TASK/METRIC`,
+    and the same under `test/`.
+
+    Attributes:
+        results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
+        predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
+    """
+
+    def __init__(
+        self,
+        model: PolyModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        task_names: Sequence[str],
+        optim: OptimConfig | Mapping[str, Any] | None = None,
+        max_new_tokens: int = 32,
+        num_beams: int = 1,
+        seed: int = 0,
+        max_logged_tasks: int = 64,
+        predictions_per_task: int | None = 16,
+    ) -> None:
+        """Wrap `model`.
+
+        Args:
+            model: The adapted backbone.
+            tokenizer: Decodes what the model generates.
+            task_names: Position is task id.
+            optim: Fields of `OptimConfig`, or one.
+            max_new_tokens: Longest generated answer.
+            num_beams: 1 is greedy.
+            seed: Of the router's keyed noise.
+            max_logged_tasks: Only the first so many tasks have keys of their own in the logs;
+                `results` has all of them.
+            predictions_per_task: How many to keep of each task and split; all if None.
+
+        Raises:
+            ValueError: If a bound is below its least value, or two tasks share a name.
+        """
+        super().__init__()
+        self.optim = optim if isinstance(optim, OptimConfig) else OptimConfig(**(optim or {}))
+        bounds = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        _check_arguments(task_names, bounds)
+        self.save_hyperparameters(
+            {
+                "task_names": list(task_names),
+                "optim": asdict(self.optim),
+                "max_new_tokens": max_new_tokens,
+                "num_beams": num_beams,
+                "seed": seed,
+                "max_logged_tasks": max_logged_tasks,
+                "predictions_per_task": predictions_per_task,
+            },
+            logger=False,
+        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task_names = list(task_names)
+        self.results: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, list[Prediction]] = {}
+        self._evaluations = nn.ModuleDict(
+            {
+                split: SplitEvaluation(task_names, predictions_per_task=predictions_per_task)
+                for split in ("val", "test")
+            }
+        )
+        self._generation = {**bounds, "do_sample": False, "use_cache": True}
+        self._seed = seed
+        self._logged_tasks = self.task_names[:max_logged_tasks]
+        self._losses = TaskLosses(self.task_names)
+        self._rng = RngStream()
+        self._rates: dict[str, float] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._window: list[Tensor] = []  # label tokens of the batches since the previous step
+        self._logged_step = 0
+        self.strict_loading = False  # the frozen part is not in the file; see on_load_checkpoint
+        self.train()  # from_pretrained gives eval mode, which Lightning would keep
+
+    # Training
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.optim.clip is not None and self.trainer.gradient_clip_val:
+            raise ValueError(
+                f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
+                f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
+            )
+        optimizer = build_optimizer(self.model, self.optim)
+        schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self._logged_step = self.trainer.global_step
+        if self._is_log_step(self._logged_step):
+            self._losses.drain(self._sum_over_ranks)  # the interrupted run has logged them
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self._rng.resume()
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
+        losses, tokens = self._example_losses(batch)
+        self._losses.add(batch["task_ids"], losses, tokens)
+        self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
+        # a mean over the tokens of all ranks, whose gradients are averaged afterwards
+        return losses.sum() * self.trainer.world_size / self._window[0]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """With accumulation: to the mean over the tokens of the whole global batch.
+
+        Batches differ in tokens, so that the mean of their means would depend on the slicing.
+        """
+        if self.trainer.accumulate_grad_batches > 1:
+            scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
+            for group in optimizer.param_groups:
+                torch._foreach_mul_([p.grad for p in group["params"] if p.grad is not None], scale)
+        self._window.clear()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        self._norms = grad_norms(optimizer) if self._is_log_step(self.global_step + 1) else {}
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_by_group(optimizer, self.optim.clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        self._rng.suspend()
+        step = self.trainer.global_step
+        if step != self._logged_step and self._is_log_step(step):
+            loss = self._log_training()
+            if loss is not None:
+                self.log("train/loss", loss, prog_bar=True, logger=False)
+
+    def on_train_end(self) -> None:
+        if self.trainer.global_step != self._logged_step:
+            self._log_training()
+
+    def _is_log_step(self, step: int) -> bool:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step == self.trainer.max_steps or (every > 0 and step > 0 and step % every == 0)
+
+    def _log_training(self) -> float | None:
+        self._logged_step = self.trainer.global_step
+        interval = self._losses.drain(self._sum_over_ranks)
+        self._send(
+            interval.metrics(self._logged_tasks)
+            | {f"lr/{group}": rate for group, rate in self._rates.items()}
+            | {f"grad_norm/{group}": norm.item() for group, norm in self._norms.items()}
+        )
+        return interval.loss
+
+    # Evaluation
+    def generate_texts(self, batch: dict[str, Any]) -> list[str]:
+        """The model's answers to a batch of the data module, greedy or by beams."""
+        inputs, mask = batch["input_ids"], batch["attention_mask"]
+        if not self._is_encoder_decoder:
+            inputs, mask = batch["prompt_ids"], batch["prompt_attention_mask"]
+        tokens = self.model.generate(
+            input_ids=inputs, attention_mask=mask, task_ids=batch["task_ids"], **self._generation
+        )
+        if not self._is_encoder_decoder:
+            tokens = tokens[:, inputs.shape[1] :]
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def validation_step(self, batch: dict[str, Any]) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any]) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        evaluation = self._evaluation(split)
+        evaluation.add_losses(batch["task_ids"], *self._example_losses(batch))
+        texts = self.generate_texts(batch)
+        evaluation.add_texts(batch["task_ids"], batch["inputs"], texts, batch["references"])
+
+    def _finish(self, split: str) -> None:
+        result, predictions = self._evaluation(split).finish()
+        if self.trainer.sanity_checking:
+            return
+        self.results[split], self.predictions[split] = result, predictions
+        overall = {f"{split}/{name}": value for name, value in result["macro"].items()}
+        overall |= {f"{split}/loss": result["loss"]}
+        overall = {key: value for key, value in overall.items() if value is not None}
+        # for callbacks; equal on all ranks already, said again only to satisfy Lightning
+        self.log_dict(overall, prog_bar=True, logger=False, sync_dist=True)
+        for task in self._logged_tasks:
+            for name, value in result["tasks"].get(task, {}).items():
+                overall[f"{split}/{task}/{name}"] = value
+        self._send(overall)
+
+    def _evaluation(self, split: str) -> SplitEvaluation:
+        evaluation = self._evaluations[split]
+        assert isinstance(evaluation, SplitEvaluation)
+        return evaluation
+
+    # Checkpoints
+    def on_fit_start(self) -> None:
+        self._losses.on(self.device)
+        self._rng.on(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable part only, and add what an exact continuation needs."""
+        checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
+        checkpoint[STATE_KEY] = {
+            "rng": gather_objects(self._rng.state_dict()),
+            "losses": self._losses.state_dict(self._sum_over_ranks),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the file against the model; when fitting, also continue its random streams.
+
+        Raises:
+            ValueError: If its tasks or its trainable parameters are not the model's.
+        """
+        check_task_names(
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["task_names"], self.task_names
+        )
+        check_trainable_state(self, checkpoint["state_dict"])
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        rank, state = self.global_rank, checkpoint[STATE_KEY]
+        self._losses.load_state_dict(state["losses"], keep_pending=rank == 0)
+        if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own
+            self._rng.load_state_dict(state["rng"][rank])
+
+    # Shared
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        return bool(self.model.config.is_encoder_decoder)
+
+    def _example_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        start = config.decoder_start_token_id if self._is_encoder_decoder else None
+        return example_losses(self.model, batch, start=start, pad=config.pad_token_id)
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+
+    def _send(self, metrics: dict[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+
+
+def _check_arguments(task_names: Sequence[str], bounds: Mapping[str, int]) -> None:
+    problems = [f"{name}={value} must be at least 1" for name, value in bounds.items() if value < 1]
+    twice = sorted({name for name in task_names if list(task_names).count(name) > 1})
+    if twice:
+        problems.append(f"task_names holds {', '.join(twice)} twice; every name needs its own id")
+    if problems:
+        raise ValueError("; ".join(problems) + ".")

@@ -1,0 +1,60 @@
+"""W&B without a prompt."""
+
+from pathlib import Path
+
+import pytest
+
+from polylab.config.errors import ConfigError
+from polylab.config.tracking import has_credentials, sync_line, wandb_mode
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path / "netrc"
+
+
+def test_offline_without_credentials() -> None:
+    assert not has_credentials()
+    assert wandb_mode() == "offline"
+
+
+def test_online_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert wandb_mode() == "online"
+
+
+def test_online_with_an_entry_of_the_right_host(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody.write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+    assert wandb_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8443")
+    assert wandb_mode() == "offline"
+
+
+def test_a_broken_netrc_is_no_credential(nobody: Path) -> None:
+    nobody.write_text("machine\n")
+    assert not has_credentials()
+
+
+def test_the_variable_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    for mode in ("offline", "disabled", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert wandb_mode() == mode
+
+
+def test_asking_for_the_network_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match="WANDB_MODE=online but W&B has no credentials"):
+        wandb_mode()
+
+
+def test_the_line_that_says_how_to_sync(tmp_path: Path) -> None:
+    assert sync_line(tmp_path) is None
+    run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
+    run.mkdir(parents=True)
+    assert sync_line(tmp_path) == f"W&B is offline · upload later with: wandb sync {run}"

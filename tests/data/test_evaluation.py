@@ -1,0 +1,60 @@
+"""Bounded, seeded, rank-sharded evaluation."""
+
+import pytest
+
+from polylab.data.evaluation import EvaluationBatchSampler, choose_examples, evaluation_order
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 5, 12, 31])
+def test_each_example_is_on_one_rank_once(count: int, world_size: int) -> None:
+    order = [(100 + i, i) for i in range(count)]
+    ranks = [
+        list(EvaluationBatchSampler(order, batch_size=6, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert sorted(key for rank in ranks for batch in rank for key in batch) == order
+    assert all(0 < len(batch) <= 6 // world_size for rank in ranks for batch in rank)
+
+
+def test_ranks_work_in_step() -> None:
+    order = [(i, i) for i in range(31)]
+    samplers = [
+        EvaluationBatchSampler(order, batch_size=8, rank=rank, world_size=2) for rank in range(2)
+    ]
+    assert [len(sampler) for sampler in samplers] == [4, 4]
+    assert [[len(batch) for batch in sampler] for sampler in samplers] == [[3, 4, 4, 4], [4] * 4]
+
+
+def test_an_evaluation_repeats() -> None:
+    sampler = EvaluationBatchSampler([(4, 0), (2, 1), (9, 2)], batch_size=2)
+    assert list(sampler) == list(sampler)
+
+
+def test_an_evaluation_of_nothing() -> None:
+    assert list(EvaluationBatchSampler([], batch_size=2)) == []
+
+
+def test_a_chosen_subset_is_seeded_per_task() -> None:
+    chosen = choose_examples(50, limit=6, seed=0, name="a")
+    assert chosen == choose_examples(50, limit=6, seed=0, name="a")
+    assert len(set(chosen)) == 6
+    assert chosen == sorted(chosen)
+    assert chosen != choose_examples(50, limit=6, seed=1, name="a")
+    assert chosen != choose_examples(50, limit=6, seed=0, name="b")
+    assert set(chosen) < set(choose_examples(50, limit=9, seed=0, name="a"))
+
+
+def test_without_a_limit_all_are_chosen() -> None:
+    assert choose_examples(4, limit=None, seed=0, name="a") == [0, 1, 2, 3]
+    assert choose_examples(4, limit=9, seed=0, name="a") == [0, 1, 2, 3]
+
+
+def test_short_inputs_come_first_and_rows_number_the_chosen() -> None:
+    order = evaluation_order([[5, 3], [4, 9, 1]], names=["a", "b"], limit=None, seed=0)
+    assert order == [(4, 4), (1, 1), (2, 2), (0, 0), (3, 3)]
+    order = evaluation_order([[5, 3], [4, 9, 1]], names=["a", "b"], limit=1, seed=0)
+    assert sorted(row for _, row in order) == [0, 1]
+    first, second = sorted(order, key=lambda key: key[1])
+    assert first[0] in (0, 1)
+    assert second[0] in (2, 3, 4)

@@ -1,0 +1,139 @@
+"""Real files: the 24 tasks of instruction_induction and one file per loader breaker."""
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from polylab.data import DataModule, Example, JsonlFolder, TaskData
+from polylab.data.rows import read_examples
+from polylab.data.splitting import split_task, split_text
+
+TINY = ["cause_and_effect", "common_concept", "informal_to_formal"]
+
+
+@pytest.fixture(scope="session")
+def induction(shared_data: Path) -> JsonlFolder:
+    return JsonlFolder(shared_data / "instruction_induction")
+
+
+@pytest.fixture(scope="session")
+def quirks(shared_data: Path) -> Path:
+    return shared_data / "quirks"
+
+
+def _raw_rows(path: Path) -> int:
+    return sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+
+
+def _examples(folder: Path, name: str) -> list[Example]:
+    return read_examples(folder / f"{name}.jsonl").examples
+
+
+def test_all_tasks_load_with_their_test_files(induction: JsonlFolder) -> None:
+    collection = induction()
+    assert len(collection.names) == 24
+    assert "translation_en-de" in collection.names
+    held_in = sum(len(task.train) + len(task.validation) for task in collection.tasks)
+    assert held_in == 20_862 - 7 - 5  # in a test file; exact duplicates
+    for task in collection.tasks:
+        assert len(task.test) == _raw_rows(Path(induction.path) / "test" / f"{task.name}.jsonl")
+        inputs = {split_text(example) for example in task.train}
+        assert not inputs & {split_text(e) for e in (*task.validation, *task.test)}
+    assert [task.name for task in collection.tasks if not task.validation] == TINY
+    assert any("sentence_similarity 1" in note and "test" in note for note in collection.notes)
+
+
+def test_real_instructions(induction: JsonlFolder, byt5: PreTrainedTokenizerBase) -> None:
+    module = DataModule(induction, byt5, is_encoder_decoder=True, prompt="instruction")
+    batch = next(iter(module.val_dataloader()))
+    assert all("\n" in text for text in batch["inputs"])
+
+
+def test_rhymes_share_their_references(induction: JsonlFolder) -> None:
+    (rhymes,) = [task for task in induction().tasks if task.name == "rhymes"]
+    assert max(len(example.references) for example in rhymes.train) > 1
+
+
+@pytest.mark.parametrize("name", ["zero_rows", "empty_target"])
+def test_empty_files_are_named(quirks: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"no usable training rows in '.*{name}.*' of"):
+        JsonlFolder(quirks)()
+
+
+def test_the_other_files_load(quirks: Path) -> None:
+    collection = JsonlFolder(quirks, on_empty="skip")()
+    assert len(collection.names) == 14
+    assert sum(len(task.train) for task in collection.tasks) == 157 - 12
+    assert "rows with an empty target, dropped: 12 (empty_target 12)" in collection.notes
+    assert "tasks without usable rows, skipped: empty_target, zero_rows" in collection.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("empty_input", 1),
+        ("crlf_file", 3),
+        ("bom_no_final_newline", 3),
+        ("unicode_line_separators", 12),
+    ],
+)
+def test_all_rows_are_read(quirks: Path, name: str, rows: int) -> None:
+    assert len(_examples(quirks, name)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("carriage_return", "\r"),
+        ("control_characters", "[\x00-\x08\x0e-\x1f\x7f]"),
+        ("target_is_in_many_lines", "\n"),
+        ("astral_unicode", "[\U00010000-\U0010ffff]"),
+        ("replacement_character", "\ufffd"),
+        ("nbsp_or_zero_width", "[\u00a0\u200b-\u200f]"),
+        ("unicode_line_separators", "\u0085"),
+        ("target_edge_whitespace", r"^\s|\s$"),
+    ],
+)
+def test_text_is_unchanged(quirks: Path, name: str, pattern: str) -> None:
+    examples = _examples(quirks, name)
+    assert len(examples) == 12
+    assert all(
+        re.search(pattern, e.input + e.target) or re.search(pattern, e.target) for e in examples
+    )
+
+
+def test_conflicting_targets_stay_on_one_side(quirks: Path) -> None:
+    examples = _examples(quirks, "conflicting_targets")
+    task = split_task(TaskData("a", examples), validation_share=0.3, test_share=0.3, min_inputs=1)
+    sides = [task.train, task.validation, task.test]
+    assert sum(map(len, sides)) == 24
+    assert all(sides)
+    assert all(len({split_text(e) for e in side}) * 2 == len(side) for side in sides)
+
+
+def test_a_very_long_input_keeps_its_end_and_its_target(
+    quirks: Path, byt5: PreTrainedTokenizerBase
+) -> None:
+    module = DataModule(
+        JsonlFolder(quirks, on_empty="skip"),
+        byt5,
+        is_encoder_decoder=True,
+        max_input_length=64,
+        max_target_length=512,
+    )
+    assert "% of inputs" in module.describe()
+    examples = {e.input: e for e in _examples(quirks, "very_long_input")}
+    assert len(examples) == 6
+    task_id = module.task_names.index("very_long_input")
+    found = 0
+    for batch in module.evaluation_dataloader("train"):
+        for row in (batch["task_ids"] == task_id).nonzero().flatten().tolist():
+            example = examples[batch["inputs"][row]]
+            ids = batch["input_ids"][row].tolist()
+            assert ids == [byte + 3 for byte in example.input.encode()[-63:]] + [1]
+            labels = [i for i in batch["labels"][row].tolist() if i != -100]
+            assert labels == [byte + 3 for byte in example.target.encode()] + [1]
+            found += 1
+    assert found == 6

@@ -1,0 +1,47 @@
+"""One graph, no breaks, and the gradients of eager mode.
+
+Run without jaxtyping's import hook, whose checks dynamo cannot trace.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from tests.poly.tiny import gradients, inputs_of, poly, task_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def logits_and_gradients(model, call, kind, **kwargs):
+    model.zero_grad()
+    torch.manual_seed(3)
+    inputs = {k: v for k, v in inputs_of(kind).items() if k != "labels"}
+    logits = call(**inputs, **kwargs).logits
+    logits.square().sum().backward()
+    return logits.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"poly_type": "mope"}, {"noise_source": "keyed"}])
+def test_fullgraph(changes, training, tolerance):
+    model = poly("llama", **{"noise": "none", **changes}).train(training)
+    if "noise_source" in changes:
+        model = poly("llama", **changes).train(training)
+        model.set_noise_key(1, 2)
+    model.config.use_cache = False
+    ids = {"task_ids": task_ids()}
+    wanted, wanted_grads = logits_and_gradients(model, copy.copy(model), "llama", **ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, found_grads = logits_and_gradients(model, compiled, "llama", **ids)
+    torch.testing.assert_close(found, wanted, **tolerance)
+    for name, grad in wanted_grads.items():
+        assert grad.abs().max() > 0
+        torch.testing.assert_close(found_grads[name], grad, rtol=1e-4, atol=1e-4)

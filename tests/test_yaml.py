@@ -1,0 +1,92 @@
+"""Every YAML file that ships is composed, and what its nodes name exists and takes their keys."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from polylab.config.launch import register
+from polylab.config.paths import config_folder
+from polylab.config.targets import check_arguments, check_targets
+from polylab.parts import SOURCE_KEYS
+
+CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
+OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
+RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+# commands that have a configuration of their own, and the groups that only theirs use
+COMMANDS = ["train"]
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def _compose(*overrides: str) -> DictConfig:
+    cfg = compose("train", [*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _check(cfg: DictConfig) -> None:
+    from lightning.pytorch import Trainer
+
+    from polylab import PolyConfig
+    from polylab.backbones import load_backbone
+    from polylab.training import OptimConfig
+
+    data = {k: v for k, v in _plain(cfg.data).items() if k not in SOURCE_KEYS}
+    check_targets(OmegaConf.create(data), key="data")
+    for key in ("module", "callbacks", "logger"):
+        if cfg[key] is not None:
+            check_targets(cfg[key], key=key)
+    check_arguments(load_backbone, cfg.backbone, key="backbone")
+    check_arguments(Trainer, cfg.trainer, key="trainer")
+    check_arguments(OptimConfig, cfg.optim, key="optim")
+    OptimConfig(**_plain(cfg.optim))
+    if cfg.adapter is not None:
+        PolyConfig(**_plain(cfg.adapter), n_tasks=3)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def test_no_file_is_overlooked() -> None:
+    assert len(OPTIONS) == 35
+    assert len(RECIPES) == 2
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
+    assert not list(EXPERIMENTS.glob("*.yml"))
+    assert not list(CONF.rglob("*.yml"))
+    assert not (CONF / "experiment").exists()  # a recipe there would be merged silently
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option(option: Path) -> None:
+    overrides = [f"{option.parent}={option.stem}"]
+    if option.parent.name == "data":
+        overrides += ["data.path=DIR"] if "local_data" in (CONF / option).read_text() else []
+    if option == Path("adapter/none.yaml"):
+        overrides += ["callbacks=none"]
+    _check(_compose(*overrides))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe(name: str) -> None:
+    _check(_compose(f"experiment={name}"))
+
+
+@pytest.mark.parametrize("debug", ["none", "fast", "limit", "overfit", "validate"])
+def test_debug_goes_with_every_recipe(debug: str) -> None:
+    for name in RECIPES:
+        _compose(f"experiment={name}", f"debug={debug}")

@@ -1,0 +1,115 @@
+"""Runs of the command: as processes of their own, and quicker ones within the test process."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+    cwd: Path
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of its runs."""
+        return sorted(path.parent for path in self.cwd.glob("runs/**/.hydra"))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its only run."""
+        (folder,) = self.folders
+        return folder
+
+
+@pytest.fixture(scope="session")
+def small(t5_folder: Path, task_folder: Path) -> list[str]:
+    """Overrides that make the main job tiny."""
+    return [
+        "data=jsonl",
+        f"data.path={task_folder}",
+        f"backbone.name_or_path={t5_folder}",
+        "data.batch_size=6",
+        "data.source.min_rows_to_split=10",
+        "data.eval_examples_per_task=2",
+        "data.test_examples_per_task=2",
+        "data.max_input_length=16",
+        "data.max_target_length=8",
+        "module.max_new_tokens=4",
+        "adapter.r=2",
+        "adapter.n_skills=3",
+        "trainer=cpu",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def run_process() -> Callable[..., Done]:
+    """Runs `python -m polylab.train ARGUMENTS` in a process of its own."""
+
+    def run(*arguments: str, cwd: Path, **variables: str) -> Done:
+        command = [sys.executable, "-m", "polylab.train", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            stdin=subprocess.DEVNULL,
+        )
+        return Done(done.returncode, done.stdout, done.stderr, cwd)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., Done]:
+    """Runs the command in this process, which has imported everything already."""
+
+    def run(*arguments: str, cwd: Path) -> Done:
+        from polylab.train import main
+
+        out, err = io.StringIO(), io.StringIO()
+        code = 0
+        with _restored(), redirect_stdout(out), redirect_stderr(err):
+            os.chdir(cwd)
+            sys.argv = ["polylab-train", *arguments]
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Done(code, out.getvalue(), err.getvalue(), cwd)
+
+    return run
+
+
+class _restored:
+    """Undoes what a command changes in its process."""
+
+    def __enter__(self) -> None:
+        root = logging.getLogger()
+        self._before = os.getcwd(), sys.argv, root.handlers[:], root.level
+
+    def __exit__(self, *_: object) -> None:
+        cwd, sys.argv, handlers, level = self._before
+        os.chdir(cwd)
+        root = logging.getLogger()
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)

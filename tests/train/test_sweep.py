@@ -1,0 +1,85 @@
+"""A sweep: a folder and a W&B run for every job, one group, one table."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.wandb_reader import read_runs
+
+QUICK = ["trainer.max_steps=2", "callbacks.figures=null", "callbacks.table=null"]
+
+
+@pytest.fixture(scope="session")
+def sweep(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_process: Callable[..., Any]
+) -> Any:
+    """Two by two jobs, as a process."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    done = run_process("-m", *small, *QUICK, "adapter.n_skills=2,4", "seed=0,1", cwd=cwd)
+    assert done.code == 0, done.err
+    return done
+
+
+def _table(done: Any) -> list[dict[str, str]]:
+    (table,) = done.cwd.glob("runs/train/multirun_*/results.csv")
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_four_folders(sweep: Any) -> None:
+    assert [folder.name for folder in sweep.folders] == ["0", "1", "2", "3"]
+    assert len({folder.parent for folder in sweep.folders}) == 1
+    for folder in sweep.folders:
+        assert (folder / "metrics.json").is_file()
+        assert (folder / "config.yaml").is_file()
+
+
+def test_one_table(sweep: Any) -> None:
+    rows = _table(sweep)
+    chosen = [(row["adapter.n_skills"], row["seed"], row["status"]) for row in rows]
+    assert chosen == [(k, s, "completed") for k in "24" for s in "01"]
+    assert all(float(row["test/loss"]) > 0 for row in rows)
+    assert len({row["test/loss"] for row in rows}) == 4
+
+
+def test_four_runs_in_one_group(sweep: Any) -> None:
+    runs = read_runs(sweep.cwd)
+    assert {run.group for run in runs} == {f"train-{sweep.folders[0].parent.name}"}
+    assert sorted(run.name for run in runs) == ["train-s0", "train-s0", "train-s1", "train-s1"]
+    assert len({run.folder.parent for run in runs}) == 4
+    assert [run.exit_code for run in runs] == [0] * 4
+    assert all(run.last("test/loss") > 0 for run in runs)
+
+
+def test_a_failing_job_stops_no_other(
+    small: list[str], run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = run_here(
+        "-m", *small, *QUICK, "logger=none", "adapter.n_splits=5,1", cwd=tmp_path
+    )  # fmt: skip
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("adapter")
+    assert "Traceback" not in done.err
+    bad, good = _table(done)
+    assert (bad["status"], good["status"]) == ("failed", "completed")
+    assert "n_splits=5" in bad["error"]
+    assert float(good["test/loss"]) > 0
+    failed, fine = done.folders
+    assert {path.name for path in failed.iterdir()} == {".hydra", "train.log"}
+    assert (fine / "metrics.json").is_file()
+
+
+def test_two_ranks_within_a_sweep_are_one_job(
+    small: list[str], run_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    done = run_process("-m", *small, *QUICK, *ranks, "seed=3", cwd=tmp_path)
+    assert done.code == 0, done.err
+    (row,) = _table(done)
+    assert (row["status"], row["seed"]) == ("completed", "3")
+    assert "cpu x 2" in done.out
+    assert len(list(tmp_path.rglob("config.yaml"))) == 2  # the job's, and Hydra's unresolved one
+    assert len(read_runs(tmp_path)) == 1

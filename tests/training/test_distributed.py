@@ -1,0 +1,92 @@
+"""Two ranks do what one does: steps, metrics over uneven shards, checkpoints, resume."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from polylab.training import AtomicCheckpointIO, RunCheckpoint
+from polylab.training.distributed import gather_objects
+
+
+def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None):
+    """Everything a rank knows after a run whose global batch is the same for any `devices`."""
+    from tests.training.conftest import Data, Memory, build_module
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    poly = {"noise": "none" if dropout == 0 else "relaxed_bernoulli", "noise_source": "global"}
+    optim = {"lr": 0.01}
+    module = build_module(dropout=dropout, optim=optim, predictions_per_task=2, poly=poly)
+    seed_everything(3, verbose=False)
+    logger = Memory()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=max_steps,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        callbacks=[RunCheckpoint(folder, monitor="val/loss", mode="min")],
+        plugins=[AtomicCheckpointIO()],
+        logger=logger,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    data = Data(n_train=22, batch_size=22 // devices, n_val=7)  # rank 0 validates 4 rows, rank 1 3
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    weights = {n: p.detach().numpy() for n, p in module.named_parameters() if p.requires_grad}
+    keys = ("train/loss", "train/first/loss", "train/copy/examples", "grad_norm/skills", "val/loss")
+    return {
+        "weights": weights,
+        "results": module.results["val"],
+        "predictions": module.predictions["val"],
+        "series": {key: logger.series(key) for key in keys},
+    }
+
+
+def _cut_and_resume(folder):
+    """The weights after an uninterrupted run, and after one cut at step 3 of 5, with dropout."""
+    whole = _train(folder + "/whole", max_steps=5, dropout=0.3)
+    _train(folder + "/cut", max_steps=3, dropout=0.3)
+    resumed = _train(folder + "/cut", max_steps=5, dropout=0.3, ckpt_path=folder + "/cut/last.ckpt")
+    draws = torch.rand(2).tolist()
+    return whole["weights"], resumed["weights"], draws
+
+
+def test_a_step_and_a_validation_on_two_ranks_equal_those_on_one(
+    free_port, on_two_ranks, tmp_path, seeded
+):
+    seeded()
+    one = _train(str(tmp_path / "one"), devices=1)
+    two = on_two_ranks(_train, free_port, tmp_path / "two")
+    for name, value in two[0]["weights"].items():
+        assert np.array_equal(two[1]["weights"][name], value)
+        np.testing.assert_allclose(value, one["weights"][name], rtol=1e-4, atol=1e-5)
+    assert two[0]["results"] == two[1]["results"]
+    assert set(two[0]["results"]["tasks"]) == {"copy", "first", "upper"}
+    assert two[0]["results"]["loss"] == pytest.approx(one["results"]["loss"], rel=1e-4)
+    for task, metrics in one["results"]["tasks"].items():
+        assert two[0]["results"]["tasks"][task] == pytest.approx(metrics, rel=1e-4)
+    kept = two[0]["predictions"]
+    assert kept == two[1]["predictions"]
+    assert [p["task"] for p in kept] == ["copy", "copy", "first", "upper"]
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["best.ckpt", "last.ckpt"]
+    for key, series in one["series"].items():
+        assert list(series) == list(two[0]["series"][key]) != []
+        assert list(two[0]["series"][key].values()) == pytest.approx(
+            list(series.values()), rel=1e-4
+        )
+
+
+def test_each_rank_resumes_its_own_random_stream(free_port, on_two_ranks, tmp_path):
+    for whole, resumed, _ in on_two_ranks(_cut_and_resume, free_port, tmp_path):
+        assert all(np.array_equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_without_a_process_group_there_is_one_rank():
+    assert gather_objects({"a": 1}) == [{"a": 1}]
