@@ -37,8 +37,6 @@ from polylab.data.tasks import (
 
 logger = logging.getLogger(__name__)
 
-_TRUNCATION_SAMPLE = 256
-
 
 class DataModule(LightningDataModule):
     """Multi-task batches tagged with task ids.
@@ -125,6 +123,7 @@ class DataModule(LightningDataModule):
         self._known_tasks = list(known_tasks)
         self._seed = seed
         self._num_workers = num_workers
+        self._was_noted = False
 
     @cached_property
     def collection(self) -> TaskCollection:
@@ -158,7 +157,7 @@ class DataModule(LightningDataModule):
         """One line of facts."""
         tasks = self.collection.tasks
         counts = [f"{sum(len(task.split(s)) for task in tasks):,} {s}" for s in SPLITS]
-        inputs, targets = self._truncated_shares()
+        inputs, targets = self._dataset("train").truncated(sample=256)
         return (
             f"{len(self.task_names)} tasks · {' / '.join(counts)} examples · prompt={self._prompt} "
             f"· temperature={self._temperature:g} · cut: {inputs:.1%} of inputs, "
@@ -173,7 +172,7 @@ class DataModule(LightningDataModule):
         """
         if stage == "fit":
             slice_size(self._batch_size, world_size=self._world_size, accumulate=self._accumulate)
-        if self._rank == 0 and "_was_noted" not in self.__dict__:
+        if self._rank == 0 and not self._was_noted:
             self._was_noted = True
             for note in self.collection.notes:
                 logger.info(note)
@@ -298,8 +297,3 @@ class DataModule(LightningDataModule):
             is_encoder_decoder=self._is_encoder_decoder,
             evaluation=evaluation,
         )
-
-    def _truncated_shares(self) -> tuple[float, float]:
-        dataset = self._dataset("train")
-        step = max(1, len(dataset) // _TRUNCATION_SAMPLE)
-        return dataset.truncated(range(0, len(dataset), step))

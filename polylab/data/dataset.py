@@ -77,9 +77,12 @@ class EncodedExamples(Dataset[EncodedExample]):
             prompt=self._prompt,
         )
 
-    def truncated(self, indices: Sequence[int]) -> tuple[float, float]:
-        """Share of these examples whose input, and whose target, is cut."""
-        cuts = [self._encoder.is_truncated(self.text(i), self._examples[i].target) for i in indices]
+    def truncated(self, *, sample: int) -> tuple[float, float]:
+        """Share of about `sample` evenly spaced examples whose input, and whose target, is cut."""
+        cuts = [
+            self._encoder.is_truncated(self.text(i), self._examples[i].target)
+            for i in range(0, len(self), max(1, len(self) // sample))
+        ]
         n = max(1, len(cuts))
         return sum(cut for cut, _ in cuts) / n, sum(cut for _, cut in cuts) / n
 

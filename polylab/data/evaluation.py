@@ -36,7 +36,7 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
 
 
 def choose_examples(size: int, *, limit: int | None, seed: int, name: str) -> list[int]:
-    """At most `limit` of `size` positions, sorted; the same for a task whatever other tasks exist."""
+    """At most `limit` of `size` positions, sorted; other tasks do not change a task's."""
     if limit is None:
         return list(range(size))
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from torch import nn
 
 from polylab.poly.config import PolyConfig
-from polylab.poly.layers import PolyLayer, check_splits, features_of
+from polylab.poly.layers import PolyLayer
+from polylab.poly.linears import check_splits, features_of
 
 __all__ = ["default_targets", "find_targets", "poly_layers", "wrap_targets"]
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from polylab.poly.config import PolyConfig
 from polylab.poly.injection import find_targets
-from polylab.poly.layers import PolyLayer, features_of, make_router
+from polylab.poly.layers import PolyLayer, make_router
+from polylab.poly.linears import features_of
 from polylab.poly.structure import is_causal, widths
 
 __all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "read_adapter", "write_adapter"]

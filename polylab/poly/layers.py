@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from polylab.poly.config import PolyConfig
+from polylab.poly.linears import check_splits, features_of
 from polylab.poly.mixing import Factors, add_update, mix, pick, update_per_token
 from polylab.poly.prompts import pool_prompt
 from polylab.poly.routers import InputRouter, PrivateRouter, Router, SharedRouter, TaskRouter
-from polylab.poly.routing import Routing, current
+from polylab.poly.routing import Routing, TaskIds, current
 
-__all__ = ["PolyLayer", "check_splits", "features_of", "make_router"]
+__all__ = ["PolyLayer", "make_router"]
 
 
 class PolyLayer(nn.Module):
@@ -76,12 +76,9 @@ class PolyLayer(nn.Module):
         self.scaling[adapter_name] = config.alpha / config.r
         self._init[adapter_name] = config.init
         block_in, block_out = self.in_features // splits, self.out_features // splits
-        self.poly_lora_A[adapter_name] = nn.Parameter(
-            torch.empty(splits, skills, block_in, config.r)
-        )
-        self.poly_lora_B[adapter_name] = nn.Parameter(
-            torch.empty(splits, skills, config.r, block_out)
-        )
+        a, b = (splits, skills, block_in, config.r), (splits, skills, config.r, block_out)
+        self.poly_lora_A[adapter_name] = nn.Parameter(torch.empty(a))
+        self.poly_lora_B[adapter_name] = nn.Parameter(torch.empty(b))
         router = make_router(config, self.d_router or self.in_features)
         self.poly_router[adapter_name] = router.train(self.training)
         self.reset_poly_parameters(adapter_name, config.init_weights)
@@ -143,8 +140,14 @@ class PolyLayer(nn.Module):
         assert bias is None or isinstance(bias, Tensor)
         return bias
 
-    def forward(self, x: Float[Tensor, "*rows d_in"], *args: Any, **kwargs: Any) -> Tensor:
-        """`y = base(x) + alpha / r * (x A*) B*`.
+    def forward(
+        self,
+        x: Float[Tensor, "*rows d_in"],
+        *args: Any,
+        task_ids: TaskIds | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """`y = base(x) + alpha / r * (x A*) B*`; `task_ids` stand in for those of a model's call.
 
         Raises:
             ValueError: If no `PolyModel` call is running, or its task ids do not fit `x`.
@@ -153,7 +156,7 @@ class PolyLayer(nn.Module):
         name = self.active_adapter
         if name not in self.poly_lora_A:
             return y
-        routing = current()
+        routing = current() if task_ids is None else Routing(task_ids=task_ids)
         if routing is None:
             raise ValueError(
                 f"layer {self.name!r} has no task_ids: the base model was called by itself. Call "
@@ -237,43 +240,6 @@ class PolyLayer(nn.Module):
         self.poly_lora_A[adapter_name].requires_grad_(trainable)
         self.poly_lora_B[adapter_name].requires_grad_(trainable)
         self.poly_router[adapter_name].requires_grad_(trainable)
-
-
-def features_of(base_layer: nn.Module) -> tuple[int, int]:
-    """`(d_in, d_out)` of a layer that can be adapted.
-
-    Raises:
-        TypeError: If it cannot.
-    """
-    if isinstance(base_layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        raise TypeError(
-            "the out_proj of nn.MultiheadAttention cannot be adapted: its forward is never called."
-        )
-    if isinstance(base_layer, nn.Linear):
-        return base_layer.in_features, base_layer.out_features
-    if isinstance(base_layer, Conv1D):
-        d_in, d_out = base_layer.weight.shape
-        return d_in, d_out
-    raise TypeError(
-        f"a layer of type {type(base_layer).__name__} cannot be adapted. Valid types: nn.Linear "
-        "and transformers' Conv1D."
-    )
-
-
-def check_splits(name: str, base_layer: nn.Module, *, n_splits: int) -> None:
-    """Refuse heads that do not divide a layer.
-
-    Raises:
-        ValueError: Naming the layer.
-    """
-    d_in, d_out = features_of(base_layer)
-    if d_in % n_splits or d_out % n_splits:
-        common = math.gcd(d_in, d_out)
-        valid = [n for n in range(1, common + 1) if common % n == 0]
-        raise ValueError(
-            f"n_splits={n_splits} does not divide layer {name!r}, which has in_features={d_in} "
-            f"and out_features={d_out}. Valid for it: {valid}."
-        )
 
 
 def make_router(config: PolyConfig, d_in: int) -> Router:

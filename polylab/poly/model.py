@@ -99,8 +99,6 @@ class PolyModel(AdaptedModel):
         Raises:
             ValueError: If `task_ids` are missing, of a wrong type or shape, or out of range.
         """
-        if self.training:
-            guard_checkpoints(self._checkpointable)
         inputs = named_inputs(self._names, args, kwargs)
         routing = self._make_routing(
             inputs, task_ids, prompt_mask=prompt_mask, packable=not self._encoder_decoder
@@ -154,6 +152,8 @@ class PolyModel(AdaptedModel):
         prompt_mask: Tensor | None,
         packable: bool = True,
     ) -> Routing:
+        if self.training:
+            guard_checkpoints(self._checkpointable)
         override = override_of(self)
         if override.disabled:
             return Routing(disabled=True)
@@ -166,11 +166,14 @@ class PolyModel(AdaptedModel):
         elif config.poly_type != "shared":
             if task_ids is None and override.intervention and batch is not None:
                 task_ids = override.intervention.default_ids(batch)
-            routing.task_ids = check_task_ids(
+            ids = check_task_ids(
                 task_ids, config.n_tasks, batch=batch, seq=seq if packable else None
             )
-            if self.training and config.noise_source == "keyed" and config.noise != "none":
-                routing.noise = self._noise.key(len(routing.task_ids))
+            # Once, and without waiting for the device: a copy in each layer would wait.
+            routing.task_ids = ids.to(next(self.parameters()).device, non_blocking=True)
+            is_noisy = self.training and config.poly_type == "poly" and config.noise != "none"
+            if is_noisy and config.noise_source == "keyed" and override.intervention is None:
+                routing.noise = self._noise.key(len(ids))
         return routing
 
     def _prefilled_factors(self, inputs: dict[str, Any]) -> dict:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 __all__ = ["KeyedNoise", "NoiseKey", "layer_keys"]
 
-_MASK = (1 << 64) - 1
-# The finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi.org/10.1145/2660193.2660195).
-_GOLDEN = 0x9E3779B97F4A7C15
-_M1 = 0xBF58476D1CE4E5B9
-_M2 = 0x94D049BB133111EB
+_MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _BITS = 23  # (k + 1/2) / 2^23 is exact in fp32, and never 0 or 1
+# Odd multipliers of the 32-bit mixer, as signed words: a product with an unsigned 32-bit word never
+# leaves int64. (Overflow would wrap in eager mode, but is undefined in the C++ that compiling
+# makes.)
+_M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)
+_STEP = 0x9E3779B9 - (1 << 32)  # spreads consecutive integers
 
 
 @dataclass
@@ -28,11 +29,11 @@ class NoiseKey:
     """What the noise of one step depends on, and the draws made so far.
 
     Args:
-        layers: A key for each layer, from `layer_keys`.
+        layers: Two words for each layer, from `layer_keys`.
         rows: Rows of the global batch that this call's batch holds.
     """
 
-    layers: Int64[Tensor, " layers"]
+    layers: Int64[Tensor, "layers 2"]
     rows: Int64[Tensor, " batch"]
     _draws: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
@@ -42,9 +43,8 @@ class NoiseKey:
         """The draws of one layer, in (0, 1), float32."""
         key = (n_splits, n_skills, device)
         if key not in self._draws:  # all layers at once: one call of each op, not one per layer
-            layers, rows = self.layers.to(device), self.rows.to(device)
-            state = _mix(layers[:, None] ^ (rows * _signed(_GOLDEN)))  # layers b
-            u = _to_uniform(state, n_splits * n_skills)
+            words = self._row_words(self.layers.to(device, non_blocking=True)[:, None])  # layers b
+            u = _to_uniform(*words, cells=n_splits * n_skills)
             self._draws[key] = u.unflatten(-1, (n_splits, n_skills))
         return self._draws[key][layer]
 
@@ -52,17 +52,23 @@ class NoiseKey:
         self, layer: int, n_splits: int, *, n_skills: int, task_ids: Int64[Tensor, "batch seq"]
     ) -> Float[Tensor, "batch seq splits skills"]:
         """The draws of one layer for packed rows: tokens of one row and task share them."""
-        key, rows = self.layers.to(task_ids.device)[layer], self.rows.to(task_ids.device)
-        state = _mix(key ^ (rows * _signed(_GOLDEN)))[:, None]  # b 1
-        state = _mix(state ^ ((task_ids + 1) * _signed(_M2)))  # b l
-        return _to_uniform(state, n_splits * n_skills).unflatten(-1, (n_splits, n_skills))
+        first, second = self._row_words(self.layers.to(task_ids.device)[layer])  # b
+        first = _mix(first[:, None] ^ _mix(task_ids + 1))  # b l
+        u = _to_uniform(first, second[:, None].expand_as(first), cells=n_splits * n_skills)
+        return u.unflatten(-1, (n_splits, n_skills))
+
+    def _row_words(self, layers: Int64[Tensor, "*axes 2"]) -> tuple[Tensor, Tensor]:
+        """Two independent words for each layer and row."""
+        rows = self.rows.to(layers.device, non_blocking=True) & _MASK32
+        spread = (rows * _STEP) & _MASK32
+        return _mix(layers[..., 0] ^ spread), _mix(layers[..., 1] ^ _mix(rows))
 
 
 class KeyedNoise:
     """A model's side of keyed noise: the key that is set before each step."""
 
     def __init__(self) -> None:
-        self._layers: Int64[Tensor, " layers"] | None = None
+        self._layers: Int64[Tensor, "layers 2"] | None = None
         self._rows: Int64[Tensor, " batch"] | int = 0
 
     def set(
@@ -91,35 +97,34 @@ class KeyedNoise:
         return NoiseKey(self._layers, rows)
 
 
-def layer_keys(seed: int, step: int, *, n_layers: int) -> Int64[Tensor, " layers"]:
-    """Well-mixed keys, one for each layer. Plain integers in: made once a step, on the host."""
-    state = _mix_int(_mix_int(seed & _MASK) ^ (step * _GOLDEN & _MASK))
-    keys = [_signed(_mix_int(state ^ ((layer + 1) * _M1 & _MASK))) for layer in range(n_layers)]
-    return torch.tensor(keys, dtype=torch.int64)
+def layer_keys(seed: int, step: int, *, n_layers: int) -> Int64[Tensor, "layers 2"]:
+    """Two well-mixed 32-bit words for each layer: made once a step, on the host."""
+    state = _mix64(_mix64(seed & _MASK64) ^ (step & _MASK64))
+    keys = [_mix64(state ^ (layer + 1)) for layer in range(n_layers)]
+    return torch.tensor([(key >> 32, key & _MASK32) for key in keys], dtype=torch.int64)
 
 
-def _to_uniform(state: Int64[Tensor, "*axes"], cells: int) -> Float[Tensor, "*axes cells"]:
-    cell = torch.arange(1, cells + 1, device=state.device) * _signed(_GOLDEN)
-    bits = _shift(_mix(state[..., None] ^ cell), 64 - _BITS)
-    return (bits.float() + 0.5) * 2.0**-_BITS
+def _to_uniform(
+    first: Int64[Tensor, "*axes"], second: Int64[Tensor, "*axes"], *, cells: int
+) -> Float[Tensor, "*axes cells"]:
+    cell = (torch.arange(1, cells + 1, device=first.device) * _STEP) & _MASK32
+    word = _mix(_mix(first[..., None] ^ cell) ^ second[..., None])
+    return ((word >> (32 - _BITS)).float() + 0.5) * 2.0**-_BITS
 
 
 def _mix(x: Int64[Tensor, "*axes"]) -> Int64[Tensor, "*axes"]:
-    x = (x ^ _shift(x, 30)) * _signed(_M1)
-    x = (x ^ _shift(x, 27)) * _signed(_M2)
-    return x ^ _shift(x, 31)
+    """A bijection of 32-bit words in which every bit depends on every other.
+
+    C. Wellons, "Prospecting for hash functions" (nullprogram.com/blog/2018/07/31), lowbias32.
+    """
+    x = ((x ^ (x >> 16)) * _M1) & _MASK32
+    x = ((x ^ (x >> 15)) * _M2) & _MASK32
+    return x ^ (x >> 16)
 
 
-def _shift(x: Int64[Tensor, "*axes"], bits: int) -> Int64[Tensor, "*axes"]:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> keeps the sign; this one does not
-
-
-def _mix_int(x: int) -> int:
-    x = (x + _GOLDEN) & _MASK
-    x = ((x ^ (x >> 30)) * _M1) & _MASK
-    x = ((x ^ (x >> 27)) * _M2) & _MASK
+def _mix64(x: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi.org/10.1145/2660193.2660195)."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
     return x ^ (x >> 31)
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >> 63 else x

@@ -27,7 +27,7 @@ _Weights = Mapping[str, Float[Tensor, "tasks splits skills"]]
 
 def recovery(
     weights: _Weights,
-    truth: Bool[Tensor, "tasks true_skills"],
+    truth: Bool[Tensor, "rows true_skills"],
     *,
     names: Sequence[str] | None = None,
     n_permutations: int = 200,

@@ -181,7 +181,7 @@ def _check_shape(shape: torch.Size, batch: int | None, *, seq: int | None, want:
 
 
 def _check_range(task_ids: Tensor, n_tasks: int, *, want: str) -> None:
-    if task_ids.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or task_ids.device.type not in ("cpu", "mps"):
         inside = ((task_ids >= 0) & (task_ids < n_tasks)).all()
         torch.ops.aten._assert_async.msg(
             inside, f"task_ids out of range: ids run from 0 to {n_tasks - 1}."

@@ -10,8 +10,8 @@ A drill is a *set* of operations, applied in the fixed order of `OPERATIONS`:
     upper    write it in capital letters
     judge    say whether the claim equals the result
 
-Words are nonsense and number pairs those that the mixture leaves (`is_reserved`), so that pretraining
-never sees an input of the mixture.
+Words are nonsense and number pairs those that the mixture leaves (`is_reserved`), so that
+pretraining never sees an input of the mixture.
 """
 
 import itertools
@@ -35,11 +35,19 @@ reads reverse right say several shout smaller sort spell spelled stands sue sum 
 there thing to together tom turn two una upper use vic what which words write written yes you zoe
 """.split()
 
-_ONSETS = "b c ch d f g h j k l m n p qu r s sh t th v w z bl br cl cr dr fl fr gl gr pl pr sl".split()
-_ONSETS += "sp st str sw tr tw wh sk sn sc".split() + [""] * 4
+# fmt: off
+# ruff: noqa: SIM905
+_ONSETS = """
+b c ch d f g h j k l m n p qu r s sh t th v w z bl br cl cr dr fl fr gl gr pl pr sl
+sp st str sw tr tw wh sk sn sc
+""".split()
+_ONSETS += [""] * 4
 _VOWELS = "a e i o u a e i o u ai ea ee oa oo ou ow ie".split()
-_CODAS = "b ch ck d g k l ll m n nd ng nt p r rd rk rm rn rt s sh ss st t th x y er le et ow".split()
+_CODAS = """
+b ch ck d g k l ll m n nd ng nt p r rd rk rm rn rt s sh ss st t th x y er le et ow
+""".split()
 _CODAS += ["", "e", "y", "el", "in", "on"]
+# fmt: on
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -116,7 +124,7 @@ def sample_content(rng: random.Random, drill: Drill) -> Content:
 
 @cache
 def kept_out() -> frozenset[str]:
-    """Every noun of the mixture, singular and plural, words of its instructions, and all reversed."""
+    """The mixture's nouns and their plurals, words of its instructions, and all these reversed."""
     words = {*NOUNS, *map(plural, NOUNS), *_KEPT_OUT}
     return frozenset(words | {w[::-1] for w in words})
 

@@ -47,10 +47,12 @@ class PretrainModule(L.LightningModule):
         self.n_probe = n_probe
         # in a list, so that the weights are registered once; generation keeps the plain model
         self._forward = [torch.compile(model, mode=compile_mode) if compile_mode else model]
+        self._uses_graphs = compile_mode == "reduce-overhead"
 
     def training_step(self, batch: dict[str, torch.Tensor], _index: int) -> torch.Tensor:
         """Token-mean cross entropy."""
-        torch.compiler.cudagraph_mark_step_begin()
+        if self._uses_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         loss = self._forward[0](**batch, use_cache=False).loss
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # else no wait for the GPU
             self.log("train/loss", loss.detach().clone())

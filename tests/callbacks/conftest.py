@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from polylab.poly.config import PolyConfig
 from polylab.poly.model import PolyModel
-from tests.callbacks.tiny import N_SKILLS, TASKS, ForeignModule, gpt2_model, t5_model
+from tests.callbacks.tiny import N_SKILLS, TASKS, ForeignModule, Memory, gpt2_model, t5_model
 
 
 @pytest.fixture
@@ -62,3 +62,8 @@ def fit(tmp_path):
         return trainer
 
     return run
+
+
+@pytest.fixture
+def memory():
+    return Memory()

@@ -89,6 +89,7 @@ def test_everything_of_a_run_is_in_wandb_and_on_disk(
     assert cell["gate"].item() == pytest.approx(gates[TASKS.index("read"), 1, 2].item(), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # that is the point
 @pytest.mark.parametrize("max_steps", [1, 3])
 def test_a_run_without_a_validation_logs_its_end(
     build, fit, callbacks, offline_wandb, tmp_path, max_steps

@@ -83,8 +83,10 @@ def test_truncated_shares(byt5: PreTrainedTokenizerBase) -> None:
     dataset = EncodedExamples(
         EXAMPLES, task_names=["a", "b"], task_ids=[0, 1], encoder=encoder, prompt="none"
     )
-    assert dataset.truncated([0, 1, 2]) == pytest.approx((1 / 3, 1 / 3))
-    assert dataset.truncated([]) == (0.0, 0.0)
+    assert dataset.truncated(sample=9) == pytest.approx((1 / 3, 1 / 3))
+    assert dataset.truncated(sample=1) == (1.0, 0.0)
+    nothing = EncodedExamples([], task_names=[], task_ids=[], encoder=encoder, prompt="none")
+    assert nothing.truncated(sample=9) == (0.0, 0.0)
 
 
 def test_a_seq2seq_batch(byt5: PreTrainedTokenizerBase) -> None:

@@ -69,6 +69,18 @@ def test_uniform():
             assert torch.equal(w, torch.full((4, 2, skills), 1 / skills))
 
 
+def test_private_skills_are_mixed_where_the_weights_are_not_one_hot(tolerance):
+    model = poly("llama", poly_type="private", target_modules=["layers.0.self_attn.q_proj"])
+    (layer,) = model.poly_layers().values()
+    seen = []
+    layer.register_forward_hook(lambda _module, args, y: seen.append((args[0], y)))
+    with model.routing("uniform"):
+        output_of(model, "llama")
+    (x, y), a, b = seen[0], layer.poly_lora_A["default"], layer.poly_lora_B["default"]
+    a, b = a.mean(1).flatten(0, 1), torch.cat([*b.mean(1)], 1)
+    torch.testing.assert_close(y, layer.base_layer(x) + x @ a @ b / 3, **tolerance)
+
+
 def test_top1():
     model = poly("llama")
     learned, top = first(weights_of(model)), first(weights_of(model, "top1"))

@@ -169,7 +169,7 @@ def test_generate_routes_as_the_forward(kind):
 def test_generate_takes_a_prompt_mask():
     for kind in KINDS:
         model, ids = mope(kind), inputs_of(kind)["input_ids"]
-        mask = torch.arange(SEQ).expand(BATCH, -1) < PROMPT
+        mask = torch.arange(SEQ) < torch.tensor([[3], [5], [2], [4]])
         layer, seen = next(iter(model.poly_layers().values())), []
         wanted = weights_of(model, input_ids=ids, prompt_mask=mask)[layer.name]
         layer.poly_router["default"].register_forward_hook(lambda *args: seen.append(args[2]))  # noqa: B023

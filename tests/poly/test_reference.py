@@ -74,6 +74,13 @@ def test_rows_of_one_example_may_be_several(tolerance):
         torch.testing.assert_close(three_beams, layer(x), **tolerance)
 
 
+def test_a_layer_takes_ids_itself():
+    layer, ids, x = make_layer("linear"), torch.tensor([3, 1]), torch.randn(2, SEQ, D_IN)
+    with entered(Routing(task_ids=ids)):
+        wanted = layer(x)
+    assert torch.equal(layer(x, task_ids=ids), wanted)
+
+
 def test_rows_that_do_not_divide_are_refused():
     layer = make_layer("linear")
     with entered(Routing(task_ids=torch.tensor([3, 1, 0, 2]))):

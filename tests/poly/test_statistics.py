@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polylab.poly import statistics as st
+from polylab.poly.alignment import check_layers
 
 T, Q, S = 5, 2, 3  # tasks, splits, skills
 
@@ -144,7 +145,6 @@ class TestSimilarity:
     ("given", "words"),
     [
         ({}, "no layer given"),
-        ({"a": torch.ones(T, S)}, r"'a' has weights of shape \[5, 3\]"),
         ({"a": torch.ones(0, Q, S)}, r"'a' has weights of shape \[0, 2, 3\]"),
         (
             {"a": torch.ones(T, Q, S), "b": torch.ones(T, Q, 4)},
@@ -160,3 +160,8 @@ def test_layers_that_do_not_fit_are_refused(given, words):
     for statistic in (st.entropy, st.skill_usage, st.task_similarity, st.align_skills):
         with pytest.raises(ValueError, match=words):
             statistic(given)
+
+
+def test_weights_of_other_axes_are_refused():
+    with pytest.raises(ValueError, match=r"'a' has weights of shape \[5, 3\]; .*splits"):
+        check_layers([("a", torch.ones(T, S))])

@@ -60,7 +60,7 @@ def _on_two_ranks(work, port, folder):
     running = multiprocessing.spawn(
         _rank, args=(port, work, str(folder), results), nprocs=2, join=False
     )
-    found = dict(results.get(timeout=120) for _ in range(2))
+    found = dict(results.get(timeout=400) for _ in range(2))
     running.join()
     return [found[0], found[1]]
 

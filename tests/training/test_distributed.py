@@ -11,7 +11,7 @@ from polylab.training import AtomicCheckpointIO, RunCheckpoint
 from polylab.training.distributed import gather_objects
 
 
-def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None):
+def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every=1):
     """Everything a rank knows after a run whose global batch is the same for any `devices`."""
     from tests.training.conftest import Data, Memory, build_module
 
@@ -31,7 +31,7 @@ def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None):
         callbacks=[RunCheckpoint(folder, monitor="val/loss", mode="min")],
         plugins=[AtomicCheckpointIO()],
         logger=logger,
-        log_every_n_steps=1,
+        log_every_n_steps=every,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -50,12 +50,14 @@ def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None):
 
 
 def _cut_and_resume(folder):
-    """The weights after an uninterrupted run, and after one cut at step 3 of 5, with dropout."""
-    whole = _train(folder + "/whole", max_steps=5, dropout=0.3)
-    _train(folder + "/cut", max_steps=3, dropout=0.3)
-    resumed = _train(folder + "/cut", max_steps=5, dropout=0.3, ckpt_path=folder + "/cut/last.ckpt")
-    draws = torch.rand(2).tolist()
-    return whole["weights"], resumed["weights"], draws
+    """An uninterrupted run and one cut at step 3 of 5, between two log lines, with dropout."""
+    settings = {"dropout": 0.3, "every": 2}
+    whole = _train(folder + "/whole", max_steps=5, **settings)
+    _train(folder + "/cut", max_steps=3, **settings)
+    ckpt_path = folder + "/cut/last.ckpt"
+    state = torch.load(ckpt_path, weights_only=True)["polylab"]["losses"]
+    resumed = _train(folder + "/cut", max_steps=5, ckpt_path=ckpt_path, **settings)
+    return whole, resumed, state["pending"].sum().item()
 
 
 def test_a_step_and_a_validation_on_two_ranks_equal_those_on_one(
@@ -84,8 +86,14 @@ def test_a_step_and_a_validation_on_two_ranks_equal_those_on_one(
 
 
 def test_each_rank_resumes_its_own_random_stream(free_port, on_two_ranks, tmp_path):
-    for whole, resumed, _ in on_two_ranks(_cut_and_resume, free_port, tmp_path):
-        assert all(np.array_equal(resumed[name], value) for name, value in whole.items())
+    for whole, resumed, pending in on_two_ranks(_cut_and_resume, free_port, tmp_path):
+        expected, found = whole["weights"], resumed["weights"]
+        assert all(np.array_equal(found[name], value) for name, value in expected.items())
+        assert pending > 0
+        for key in ("train/loss", "train/copy/examples"):
+            late = {step: value for step, value in whole["series"][key].items() if step > 3}
+            assert resumed["series"][key] == pytest.approx(late, rel=1e-12)
+            assert set(late) == {4, 5}
 
 
 def test_without_a_process_group_there_is_one_rank():

@@ -32,7 +32,10 @@ def _recipe(skills: str, items: str, n_items: int, size: int, templates: str) ->
 
 TRAIN = {
     "plural_noun": _recipe(
-        "plural", "word", 1, 300,
+        "plural",
+        "word",
+        1,
+        300,
         """
         What is the plural of "{a}"?
         There are several of "{a}": give the noun.
@@ -41,7 +44,10 @@ TRAIN = {
         """,
     ),
     "spell_backwards": _recipe(
-        "reverse", "word", 1, 300,
+        "reverse",
+        "word",
+        1,
+        300,
         """
         Spell "{a}" backwards.
         Write the letters of "{a}" from last to first.
@@ -50,7 +56,10 @@ TRAIN = {
         """,
     ),
     "capital_letters": _recipe(
-        "upper", "word", 1, 300,
+        "upper",
+        "word",
+        1,
+        300,
         """
         Write "{a}" in capital letters.
         Shout "{a}".
@@ -59,7 +68,10 @@ TRAIN = {
         """,
     ),
     "first_letter": _recipe(
-        "initial", "word", 1, 300,
+        "initial",
+        "word",
+        1,
+        300,
         """
         What is the first letter of "{a}"?
         How does "{a}" begin?
@@ -67,17 +79,23 @@ TRAIN = {
         Name the letter that "{a}" starts with.
         """,
     ),
-    "one_more": _recipe(
-        "add", "number", 1, 300,
+    "ten_times": _recipe(
+        "tenfold",
+        "number",
+        1,
+        300,
         """
-        What is {a} plus one?
-        Add one to {a}.
-        Which number comes after {a}?
-        You have {a} and get one more. How many now?
+        What is {a} times ten?
+        Multiply {a} by ten.
+        You have ten bags of {a}. How many in all?
+        Give the tenfold of {a}.
         """,
     ),
     "plural_capitals": _recipe(
-        "plural upper", "word", 1, 300,
+        "plural upper",
+        "word",
+        1,
+        300,
         """
         Write the plural of "{a}" in capital letters.
         Shout the plural of "{a}".
@@ -86,7 +104,10 @@ TRAIN = {
         """,
     ),
     "backwards_capitals": _recipe(
-        "reverse upper", "word", 1, 300,
+        "reverse upper",
+        "word",
+        1,
+        300,
         """
         Spell "{a}" backwards in capital letters.
         Reverse "{a}" and shout it.
@@ -95,7 +116,10 @@ TRAIN = {
         """,
     ),
     "plural_backwards": _recipe(
-        "plural reverse", "word", 1, 300,
+        "plural reverse",
+        "word",
+        1,
+        300,
         """
         Spell the plural of "{a}" backwards.
         Make "{a}" plural, then reverse it.
@@ -104,7 +128,10 @@ TRAIN = {
         """,
     ),
     "initial_capital": _recipe(
-        "initial upper", "word", 1, 300,
+        "initial upper",
+        "word",
+        1,
+        300,
         """
         What is the first letter of "{a}", as a capital?
         How does "{a}" begin? Use upper case.
@@ -113,7 +140,10 @@ TRAIN = {
         """,
     ),
     "dictionary_order": _recipe(
-        "compare", "word", 2, 3000,
+        "compare",
+        "word",
+        2,
+        3000,
         """
         Which is first in order, "{a}" or "{b}"?
         By the alphabet, "{a}" or "{b}"?
@@ -122,7 +152,10 @@ TRAIN = {
         """,
     ),
     "dictionary_capitals": _recipe(
-        "compare upper", "word", 2, 1500,
+        "compare upper",
+        "word",
+        2,
+        1500,
         """
         First in order, "{a}" or "{b}"? Use capitals.
         Sort "{a}" and "{b}" and shout the first.
@@ -131,7 +164,10 @@ TRAIN = {
         """,
     ),
     "dictionary_backwards": _recipe(
-        "compare reverse", "word", 2, 1500,
+        "compare reverse",
+        "word",
+        2,
+        1500,
         """
         Spell the earlier of "{a}" and "{b}" backwards.
         Sort "{a}" and "{b}" and reverse the first.
@@ -140,7 +176,10 @@ TRAIN = {
         """,
     ),
     "dictionary_plural": _recipe(
-        "compare plural", "word", 2, 1500,
+        "compare plural",
+        "word",
+        2,
+        1500,
         """
         Give the plural of the earlier of "{a}" and "{b}".
         Sort "{a}" and "{b}" and make the first plural.
@@ -149,7 +188,10 @@ TRAIN = {
         """,
     ),
     "smaller_number": _recipe(
-        "compare", "number", 2, 1500,
+        "compare",
+        "number",
+        2,
+        1500,
         """
         Which is less, {a} or {b}?
         Give the smaller of {a} and {b}.
@@ -157,17 +199,23 @@ TRAIN = {
         Of {a} and {b}, which number is lower?
         """,
     ),
-    "smaller_plus_one": _recipe(
-        "compare add", "number", 2, 1500,
+    "smaller_ten_times": _recipe(
+        "compare tenfold",
+        "number",
+        2,
+        1500,
         """
-        What comes after the smaller of {a} and {b}?
-        Add one to the lower of {a} and {b}.
-        Which is less, {a} or {b}? One more than that.
-        Sort {a} and {b} and count on from the first.
+        What is ten times the smaller of {a} and {b}?
+        Multiply the lower of {a} and {b} by ten.
+        Which is less, {a} or {b}? Ten times that.
+        Sort {a} and {b} and take ten of the first.
         """,
     ),
     "smaller_backwards": _recipe(
-        "compare reverse", "number", 2, 1500,
+        "compare reverse",
+        "number",
+        2,
+        1500,
         """
         Write the smaller of {a} and {b} backwards.
         Reverse the digits of the lower of {a} and {b}.
@@ -176,7 +224,10 @@ TRAIN = {
         """,
     ),
     "last_seen": _recipe(
-        "read", "word", 2, 3000,
+        "read",
+        "word",
+        2,
+        3000,
         """
         We saw "{a}", then "{b}". Last?
         After "{a}" came "{b}". Name the later one.
@@ -185,7 +236,10 @@ TRAIN = {
         """,
     ),
     "last_capitals": _recipe(
-        "read upper", "word", 2, 1500,
+        "read upper",
+        "word",
+        2,
+        1500,
         """
         We saw "{a}", then "{b}". The last, use capitals.
         After "{a}" came "{b}". Shout the later one.
@@ -194,7 +248,10 @@ TRAIN = {
         """,
     ),
     "last_backwards": _recipe(
-        "read reverse", "word", 2, 1500,
+        "read reverse",
+        "word",
+        2,
+        1500,
         """
         We saw "{a}", then "{b}". Spell the last backwards.
         After "{a}" came "{b}". Reverse the later one.
@@ -203,7 +260,10 @@ TRAIN = {
         """,
     ),
     "last_plural": _recipe(
-        "read plural", "word", 2, 1500,
+        "read plural",
+        "word",
+        2,
+        1500,
         """
         We saw "{a}", then "{b}". The plural of the last?
         After "{a}" came "{b}". Make the later one plural.
@@ -212,7 +272,10 @@ TRAIN = {
         """,
     ),
     "last_initial": _recipe(
-        "read initial", "word", 2, 1500,
+        "read initial",
+        "word",
+        2,
+        1500,
         """
         We saw "{a}", then "{b}". How does the last begin?
         After "{a}" came "{b}". Give the initial of the later one.
@@ -221,7 +284,10 @@ TRAIN = {
         """,
     ),
     "last_plural_capitals": _recipe(
-        "read plural upper", "word", 2, 1500,
+        "read plural upper",
+        "word",
+        2,
+        1500,
         """
         We saw "{a}", then "{b}". Shout the plural of the last.
         After "{a}" came "{b}". The later one, plural, in capitals.
@@ -229,17 +295,23 @@ TRAIN = {
         First "{a}", then "{b}". Its plural in capital letters.
         """,
     ),
-    "last_count_plus_one": _recipe(
-        "read add", "number", 2, 1500,
+    "last_ten_times": _recipe(
+        "read tenfold",
+        "number",
+        2,
+        1500,
         """
-        We saw {a}, then {b}. What follows the last?
-        After {a} came {b}. Add one to the later one.
-        The shop sold {a}, then {b}. One more?
-        First it was {a}, then {b}. Count on from the end.
+        We saw {a}, then {b}. What is ten times the last?
+        After {a} came {b}. Multiply the later one by ten.
+        The shop sold {a}, then {b}. Ten of the last?
+        First {a}, then {b}. The tenfold of the end?
         """,
     ),
     "is_plural": _recipe(
-        "plural judge", "word", 1, 600,
+        "plural judge",
+        "word",
+        1,
+        600,
         """
         Is "{a}" plural?
         Are there several in "{a}"? Yes or no?
@@ -248,7 +320,10 @@ TRAIN = {
         """,
     ),
     "is_capital": _recipe(
-        "upper judge", "word", 1, 600,
+        "upper judge",
+        "word",
+        1,
+        600,
         """
         Is "{a}" in capital letters?
         Is somebody shouting "{a}"? Yes or no?
@@ -256,78 +331,108 @@ TRAIN = {
         "{a}" is all capitals: right?
         """,
     ),
-    "is_sorted": _recipe(
-        "compare judge", "word", 2, 3000,
+    "last_is_plural": _recipe(
+        "read plural judge",
+        "word",
+        2,
+        3000,
         """
-        Is "{a}" before "{b}" in order?
-        Are "{a}" and "{b}" sorted? Yes or no?
-        Is "{a}" earlier than "{b}" by the alphabet?
-        "{a}", "{b}": in order, right?
+        We saw "{a}", then "{b}". Is the last plural?
+        After "{a}" came "{b}". Several in the later? Yes or no?
+        The shop sold "{a}", then "{b}". More than one at last?
+        First "{a}", then "{b}". The end is a plural: right?
         """,
     ),
-    "same_initial": _recipe(
-        "initial judge", "word", 2, 1500,
+    "last_is_capital": _recipe(
+        "read upper judge",
+        "word",
+        2,
+        1500,
         """
-        Do "{a}" and "{b}" begin alike?
-        Do "{a}" and "{b}" start the same? Yes or no?
-        Do "{a}" and "{b}" share their initial?
-        "{a}" starts as "{b}" does: right?
+        We saw "{a}", then "{b}". Is the last in capitals?
+        After "{a}" came "{b}". Was the later shouted? Yes or no?
+        The shop sold "{a}", then "{b}". Upper case at last?
+        First "{a}", then "{b}". The end is all capitals: right?
         """,
     ),
 }
 
 HELD_OUT = {
     "last_backwards_capitals": _recipe(
-        "read reverse upper", "word", 2, 200,
+        "read reverse upper",
+        "word",
+        2,
+        200,
         """
         We saw "{a}", then "{b}". Shout the last backwards.
         After "{a}" came "{b}". Reverse the later one and shout it.
         """,
     ),
     "dictionary_plural_capitals": _recipe(
-        "compare plural upper", "word", 2, 200,
+        "compare plural upper",
+        "word",
+        2,
+        200,
         """
         Shout the plural of the earlier of "{a}" and "{b}".
         Sort "{a}" and "{b}": the plural of the first in capitals.
         """,
     ),
     "dictionary_backwards_capitals": _recipe(
-        "compare reverse upper", "word", 2, 200,
+        "compare reverse upper",
+        "word",
+        2,
+        200,
         """
         Spell the earlier of "{a}" and "{b}" backwards in capitals.
         Sort "{a}" and "{b}", reverse the first and shout it.
         """,
     ),
     "dictionary_initial": _recipe(
-        "compare initial", "word", 2, 200,
+        "compare initial",
+        "word",
+        2,
+        200,
         """
         Give the initial of the earlier of "{a}" and "{b}".
         Sort "{a}" and "{b}": how does the first begin?
         """,
     ),
     "last_initial_capital": _recipe(
-        "read initial upper", "word", 2, 200,
+        "read initial upper",
+        "word",
+        2,
+        200,
         """
         We saw "{a}", then "{b}". Shout the initial of the last.
         After "{a}" came "{b}". Its first letter, as a capital.
         """,
     ),
     "last_plural_backwards": _recipe(
-        "read plural reverse", "word", 2, 200,
+        "read plural reverse",
+        "word",
+        2,
+        200,
         """
         We saw "{a}", then "{b}". Plural of the last, backwards.
         After "{a}" came "{b}". Make the later one plural and reverse it.
         """,
     ),
-    "one_more_backwards": _recipe(
-        "add reverse", "number", 1, 60,
+    "ten_times_backwards": _recipe(
+        "tenfold reverse",
+        "number",
+        1,
+        200,
         """
-        Add one to {a} and reverse the digits.
-        Which number comes after {a}? From right to left.
+        Multiply {a} by ten and reverse the digits.
+        What is {a} times ten? From right to left.
         """,
     ),
     "plural_backwards_capitals": _recipe(
-        "plural reverse upper", "word", 1, 200,
+        "plural reverse upper",
+        "word",
+        1,
+        200,
         """
         Spell the plural of "{a}" backwards in capital letters.
         Make "{a}" plural, reverse it and shout it.

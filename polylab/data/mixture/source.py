@@ -62,7 +62,7 @@ class MixtureSource:
         }
         splits: dict[str, list[Example]] = {split: [] for split in wanted}
         seen: set[tuple[str, ...]] = set()
-        # Single words run out before the wish is met: stop when new rows have become rare.
+        # Single items run out before the wish is met: stop when new rows have become rare.
         for _ in range(20 * sum(wanted.values())):
             if all(len(splits[s]) == wanted[s] for s in wanted):
                 break
@@ -78,7 +78,7 @@ class MixtureSource:
 
 def split_of(items: tuple[str, ...]) -> str:
     """`train`, `validation` or `test`: by a hash of the items, in any order and case."""
-    key = " ".join(sorted(items)).lower().encode()
+    key = " ".join(sorted(item.lower() for item in items)).encode()
     share = int.from_bytes(hashlib.sha256(key).digest()[:4], "big") / 2**32
     if share < _TEST_SHARE:
         return "test"

@@ -1,11 +1,12 @@
 """Words and number pairs that only the embedded mixture uses.
 
-Pretraining text is made of pseudo-words, so that none of these ever occurs in it
-(`polylab.pretraining.corpus` filters against them, a test proves it).
+Pretraining text is made of nonsense words and of the other number pairs, so that none of these ever
+occurs in it (`polylab.pretraining.drills` filters against them, a test proves it).
 """
 
 import hashlib
 
+# ruff: noqa: SIM905  (a list of 539 quoted strings is no easier to read)
 NOUNS = tuple(
     """
 acorn actor album alley alarm angel ankle apple apron arrow artist atlas attic award baker
@@ -63,3 +64,6 @@ def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + "s"
+
+
+PLURALS = frozenset(map(plural, NOUNS))

@@ -1,0 +1,50 @@
+"""Tokens per second and memory."""
+
+import pytest
+
+from polylab.callbacks import Throughput
+from tests.callbacks.tiny import TinyData
+
+
+class TestThroughput:
+    @pytest.mark.parametrize(
+        ("kind", "per_batch"),
+        # 6 rows of 6 tokens, every other one with 2 of padding; 2 of 3 labels count
+        [("t5", 30 + 12), ("gpt2", 30)],
+    )
+    def test_counts_attended_tokens(self, build, fit, memory, monkeypatch, kind, per_batch):
+        clock = iter(range(0, 10_000, 10))
+        monkeypatch.setattr(
+            "polylab.callbacks.throughput.time.perf_counter", lambda: float(next(clock))
+        )
+        data = TinyData(decoder_only=kind == "gpt2")
+        fit(build(kind), data, [Throughput()], logger=memory, limit_val_batches=0)
+        # one reading of the clock at the start, two (end, new start) at each line
+        rates = memory.series("throughput/tokens_per_second")
+        assert rates == [(2, 2 * per_batch / 10), (4, 2 * per_batch / 10), (5, per_batch / 10)]
+
+    def test_leaves_validations_out(self, build, fit, memory, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr("polylab.callbacks.throughput.time.perf_counter", lambda: now[0])
+
+        class Slow(Throughput):
+            def on_train_batch_start(self, *_):
+                now[0] += 1
+
+            def on_validation_batch_start(self, *_):
+                now[0] += 100
+
+        fit(build(), TinyData(), [Slow()], logger=memory)
+        assert memory.series("throughput/tokens_per_second") == [(2, 42.0), (4, 42.0), (5, 42.0)]
+
+    def test_batches_of_another_kind_give_memory_only(self, build, fit, memory):
+        module = build()
+        data = TinyData()
+        tuples = [tuple(batch.values()) for batch in data.batches()]
+        names = list(data.batches()[0])
+        data.batches = lambda: tuples
+        plain = module.loss
+        module.loss = lambda batch: plain(dict(zip(names, batch, strict=True)))
+        fit(module, data, [Throughput()], logger=memory, limit_val_batches=0)
+        assert not memory.series("throughput/tokens_per_second")
+        assert memory.series("memory/peak_mb")[-1][1] > 0
