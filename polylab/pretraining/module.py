@@ -3,10 +3,10 @@
 from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from transformers import PreTrainedModel
 
 from polylab.pretraining.corpus import EOS, LineSampler, encode
@@ -54,8 +54,7 @@ class PretrainModule(L.LightningModule):
         if self._uses_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         loss = self._forward[0](**batch, use_cache=False).loss
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # else no wait for the GPU
-            self.log("train/loss", loss.detach().clone())
+        self.log("train/loss", loss.detach().clone())  # a graph's next replay overwrites it
         return loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
@@ -67,10 +66,10 @@ class PretrainModule(L.LightningModule):
     def on_validation_end(self) -> None:
         """Save the weights in the format of `from_pretrained`; a killed run keeps the last ones."""
         if self.trainer.is_global_zero and self.trainer.state.fn == "fit":
-            copy = deepcopy(self.model).to(torch.bfloat16)
+            copy = deepcopy(self.model).bfloat16()
             copy.save_pretrained(self.folder / "backbone")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up and decay."""
         optimizer = torch.optim.AdamW(
             self.parameters(),

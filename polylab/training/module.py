@@ -150,7 +150,9 @@ class PolyModule(LightningModule):
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             for group in optimizer.param_groups:
-                torch._foreach_mul_([p.grad for p in group["params"] if p.grad is not None], scale)
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(scale)
         self._window.clear()
 
     def configure_gradient_clipping(

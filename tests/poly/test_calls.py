@@ -6,8 +6,20 @@ import threading
 import pytest
 import torch
 
+from polylab import get_peft_model
 from polylab.poly.routing import current
-from tests.poly.tiny import BATCH, SEQ, gradients, inputs_of, output_of, poly, task_ids
+from tests.poly.tiny import (
+    BATCH,
+    SEQ,
+    base,
+    config_of,
+    gradients,
+    inputs_of,
+    output_of,
+    poly,
+    task_ids,
+    trained,
+)
 
 KINDS = ["t5", "llama", "gpt2", "encoder"]
 
@@ -49,12 +61,23 @@ class count_recomputes:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing_switched_on_before_wrapping_with_keyed_noise(use_reentrant, tolerance):
-    model = poly("llama", noise_source="keyed").train()
-    model.set_noise_key(3, 4)
-    wanted = backward(model, "llama", task_ids=task_ids())
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": use_reentrant})
+@pytest.mark.parametrize("when", ["before wrapping", "on the wrapped base"])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_checkpointing_switched_on_behind_our_back(when, use_reentrant, tolerance):
+    config = config_of("llama", noise_source="keyed")
+    backbone = base("llama")
+    if when == "before wrapping":
+        backbone.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model = trained(get_peft_model(backbone, config)).train()
+    if when == "on the wrapped base":
+        backbone.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    plain = trained(get_peft_model(base("llama"), config)).train()
+    for each in (model, plain):
+        each.set_noise_key(3, 4)
+    wanted = backward(plain, "llama", task_ids=task_ids())
+    calls = count_recomputes(model)
     found = backward(model, "llama", task_ids=task_ids())
+    assert calls.count == 2 * calls.layers
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, **tolerance)
 
@@ -176,9 +199,6 @@ def test_a_copy_computes_the_same(kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("poly_type", ["poly", "mope"])
 def test_bfloat16_base_keeps_its_dtype_and_the_adapter_its_own(kind, poly_type):
-    from polylab import get_peft_model
-    from tests.poly.tiny import base, config_of, trained
-
     config = config_of(kind, poly_type=poly_type)
     model = trained(get_peft_model(base(kind).to(torch.bfloat16), config))
     layer = next(iter(model.poly_layers().values()))
