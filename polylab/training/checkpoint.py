@@ -99,7 +99,9 @@ class RunCheckpoint(Checkpoint):
 
     `last.ckpt` is written after every `every_n_steps`, after every validation and after the last
     step; `best.ckpt` after a validation whose `monitor` is better than all before it. Both are
-    written from places in Lightning's loops from which a resumed run continues exactly.
+    written from places in Lightning's loops from which a resumed run continues exactly. The
+    exception is a run without `trainer.max_steps` that ends an epoch without a validation: resumed
+    with more epochs, Lightning drops the loader's state.
     """
 
     def __init__(
@@ -153,9 +155,19 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         step, every = trainer.global_step, self._every_n_steps
-        # from an epoch's end Lightning would start the next epoch: a cut one must be saved here
+        # from an epoch's end Lightning would start the next epoch: a cut one must be saved here,
+        # and a whole one there, or it is counted twice
         ends = step == trainer.max_steps or trainer.should_stop
-        if step != self._saved_step and (ends or (every is not None and step % every == 0)):
+        is_due = ends or (every is not None and step % every == 0)
+        if is_due and not trainer.is_last_batch and step != self._saved_step:
+            self._save_last(trainer)
+
+    def on_train_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+    ) -> None:
+        if trainer.is_last_batch and trainer.global_step != self._saved_step:
             self._save_last(trainer)
 
     def on_validation_end(

@@ -104,6 +104,9 @@ class _restored:
     def __enter__(self) -> None:
         root = logging.getLogger()
         self._before = os.getcwd(), sys.argv, root.handlers[:], root.level
+        # Hydra's logging closes every handler that exists; absl's then closes pytest's own stream
+        self._known = logging._handlerList[:]  # pyright: ignore[reportAttributeAccessIssue]
+        logging._handlerList.clear()  # pyright: ignore[reportAttributeAccessIssue]
 
     def __exit__(self, *_: object) -> None:
         cwd, sys.argv, handlers, level = self._before
@@ -113,3 +116,4 @@ class _restored:
             handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
+        logging._handlerList[:0] = self._known  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,7 +11,7 @@ from polylab.training import AtomicCheckpointIO, RunCheckpoint
 from polylab.training.distributed import gather_objects
 
 
-def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every=1):
+def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every=1, n_train=22):
     """Everything a rank knows after a run whose global batch is the same for any `devices`."""
     from tests.training.conftest import Data, Memory, build_module
 
@@ -37,7 +37,9 @@ def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    data = Data(n_train=22, batch_size=22 // devices, n_val=7)  # rank 0 validates 4 rows, rank 1 3
+    data = Data(
+        n_train=n_train, batch_size=22 // devices, n_val=7
+    )  # rank 0 validates 4 rows, rank 1 3
     trainer.fit(module, data, ckpt_path=ckpt_path)
     weights = {n: p.detach().numpy() for n, p in module.named_parameters() if p.requires_grad}
     keys = ("train/loss", "train/first/loss", "train/copy/examples", "grad_norm/skills", "val/loss")
@@ -51,7 +53,7 @@ def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every
 
 def _cut_and_resume(folder):
     """An uninterrupted run and one cut at step 3 of 5, between two log lines, with dropout."""
-    settings = {"dropout": 0.3, "every": 2}
+    settings = {"dropout": 0.3, "every": 2, "n_train": 88}
     whole = _train(folder + "/whole", max_steps=5, **settings)
     _train(folder + "/cut", max_steps=3, **settings)
     ckpt_path = folder + "/cut/last.ckpt"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from polylab.training import OptimConfig
-from polylab.training.losses import before_first_label, shift_right
 from polylab.training.optim import parameter_groups
 
 KINDS = ["t5", "gpt2"]
@@ -16,43 +15,6 @@ def _trained(make_trainer, module, data, **kw):
     trainer = make_trainer(**{"max_steps": 5, "limit_val_batches": 0, **kw})
     trainer.fit(module, data)
     return trainer.loggers[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_the_backbones_own(poly_module, make_batch, kind):
-    module = poly_module(kind).eval()
-    batch = make_batch(5, is_encoder_decoder=kind == "t5")
-    losses, tokens = module._example_losses(batch)
-    names = ("input_ids", "attention_mask", "labels", "task_ids")
-    theirs = module.model(**{name: batch[name] for name in names}).loss
-    torch.testing.assert_close(losses.sum() / tokens.sum(), theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_belongs_to_its_example(poly_module, make_batch, kind):
-    module = poly_module(kind).eval()
-    kw = {"is_encoder_decoder": kind == "t5"}
-    losses, tokens = module._example_losses(make_batch(5, **kw))
-    for i in range(5):
-        alone, its_tokens = module._example_losses(make_batch(5, only=i, **kw))
-        torch.testing.assert_close(losses[i : i + 1], alone, rtol=1e-5, atol=1e-5)  # padded width
-        assert its_tokens.item() == tokens[i].item()
-
-
-def test_the_decoder_sees_the_label_before():
-    labels = torch.tensor([[5, 6, 7, -100], [8, -100, -100, -100]])
-    shifted = shift_right(labels, start=3, pad=0)
-    assert shifted.tolist() == [[3, 5, 6, 7], [3, 8, 0, 0]]
-    assert labels[0, 3] == -100
-
-
-def test_the_prompt_ends_before_the_first_label():
-    labels = torch.tensor([[-100, -100, 5, -100, 6], [-100, 7, 8, -100, -100]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]])
-    assert before_first_label(labels, mask).tolist() == [
-        [True, True, False, False, False],
-        [False, False, False, False, False],
-    ]
 
 
 def test_training_uses_no_cache_and_generation_does(poly_module, make_batch, monkeypatch):
@@ -152,24 +114,6 @@ def test_the_rate_logged_is_the_one_of_the_step(poly_module, make_data, make_tra
     assert list(logger.series("lr/skills").values()) == [0.5, 1.0, 1.0, 0.5]
 
 
-def test_task_losses_are_token_means(poly_module, make_batch):
-    module = poly_module().eval()
-    batch = make_batch(8)
-    losses, tokens = module._example_losses(batch)
-    module._losses.on(module.device)
-    module._losses.add(batch["task_ids"], losses, tokens)
-    interval = module._losses.drain(lambda tensor: tensor)
-    assert interval.loss == pytest.approx((losses.sum() / tokens.sum()).item())
-    for i, name in enumerate(module.task_names):
-        mine = batch["task_ids"] == i
-        expected = (losses[mine].sum() / tokens[mine].sum()).item()
-        assert interval.task_losses[name] == pytest.approx(expected)
-        assert interval.task_examples[name] == mine.sum().item()
-    empty = module._losses.drain(lambda tensor: tensor)
-    assert (empty.loss, empty.task_losses) == (None, {})
-    assert empty.task_examples == interval.task_examples
-
-
 def test_only_the_first_tasks_have_keys(poly_module, make_data, make_trainer):
     module = poly_module(max_logged_tasks=1)
     trainer = make_trainer(max_steps=6)
@@ -265,15 +209,6 @@ def test_a_sanity_check_leaves_no_result(poly_module, make_data, make_trainer):
     trainer = make_trainer(num_sanity_val_steps=1, limit_train_batches=0, max_epochs=1)
     trainer.fit(module, make_data())
     assert module.results == {}
-
-
-def test_an_example_without_labels_adds_nothing(poly_module, make_batch):
-    module = poly_module().eval()
-    batch = make_batch(4)
-    batch["labels"][:] = -100
-    losses, tokens = module._example_losses(batch)
-    assert losses.tolist() == [0.0] * 4
-    assert tokens.tolist() == [0] * 4
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_resume_is_bit_identical(
     )
     whole = poly_module(**_settings())
     seeded()
-    make_trainer("whole", max_steps=STEPS, **validation).fit(whole, make_data())
+    reference = make_trainer("whole", max_steps=STEPS, **validation)
+    reference.fit(whole, make_data())
 
     first = poly_module(**_settings())
     seeded()
@@ -57,6 +58,7 @@ def test_resume_is_bit_identical(
     trainer.fit(second, make_data(), ckpt_path=trainer.checkpoint_callback.last_path)
 
     assert trainer.global_step == STEPS
+    assert trainer.current_epoch == reference.current_epoch
     expected, found = weights(whole), weights(second)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert not all(torch.equal(weights(first)[name], value) for name, value in expected.items())
