@@ -37,9 +37,12 @@ def _mix(weights: Tensor, bank_a: Tensor, bank_b: Tensor) -> Factors:
 
 def pick(weights: Float[Tensor, "groups splits skills"], bank_a: _BankA, bank_b: _BankB) -> Factors:
     """`mix` for one-hot weights: index the skill of each head, multiply nothing."""
-    chosen = weights.argmax(-1)  # n q
-    splits = torch.arange(bank_a.shape[0], device=chosen.device)
-    a, b = bank_a[splits, chosen], bank_b[splits, chosen]  # n q d r, n q r d
+    n_splits, n_skills = bank_a.shape[:2]
+    splits = torch.arange(n_splits, device=weights.device)
+    rows = (weights.argmax(-1) + n_skills * splits).flatten()  # n q
+    # index_select: the backward of bank[splits, chosen] adds element by element on the CPU
+    a = bank_a.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, n_splits))  # n q d r
+    b = bank_b.flatten(0, 1).index_select(0, rows).unflatten(0, (-1, n_splits))  # n q r d
     return a.flatten(1, 2), b.transpose(1, 2).flatten(2)
 
 

@@ -32,8 +32,9 @@ def offline_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    wandb.teardown()  # it reads the environment once a process: another test's may be kept
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
-    yield WandbLogger(project="polylab", save_dir=tmp_path, settings=settings)
+    yield WandbLogger(project="polylab", save_dir=tmp_path, settings=settings, offline=True)
     wandb.finish()
 
 

@@ -76,7 +76,7 @@ def test_no_noun_of_the_mixture(lines: list[Line]) -> None:
     assert nouns <= kept_out()
     for line in lines:
         words = {*line.content.items, *itertools.chain(*line.content.note)}
-        words |= {word.lower() for word in re.findall(r"[A-Za-z]+", line.body)}
+        words |= {word.lower() for word in re.findall(r"[A-Za-z]+", line.body.split('"')[0])}
         assert not words & nouns, line
 
 

@@ -91,7 +91,7 @@ def draw_panels(
         beside = (left + width + GAP, top, TRUE_COLUMN * len(truth.names), rows.height)
         panel = place(figure, *beside)
         draw_truth(panel, truth.matrix, truth.names, rows)
-        y = 1 + header_height(truth.names) / rows.height
+        y = 1 + (header_height(truth.names) + 8) / rows.height
         words = {"color": MUTED, "fontsize": FONT, "transform": panel.transAxes}
         panel.text(0, y, "true skills", va="baseline", **words)
     return axes
@@ -107,7 +107,7 @@ def panels_header(skills: Sequence[str], truth: Truth | None) -> int:
     """Pixels of the column names above the panels of `draw_panels`."""
     if truth is None:
         return header_height(skills)
-    return max(header_height(skills), header_height(truth.names) + 16)
+    return max(header_height(skills), header_height(truth.names) + 24)
 
 
 def check_names(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
