@@ -86,6 +86,12 @@ def test_every_recipe(name: str) -> None:
     _check(_compose(f"experiment={name}"))
 
 
+@pytest.mark.parametrize(("data", "length"), [("mixture", 12), ("jsonl", 128)])
+def test_generation_is_as_long_as_the_datas_targets(data: str, length: int) -> None:
+    cfg = _compose("experiment=flan_poly", f"data={data}")
+    assert cfg.module.max_new_tokens == cfg.data.max_target_length == length
+
+
 @pytest.mark.parametrize("debug", ["none", "fast", "limit", "overfit", "validate"])
 def test_debug_goes_with_every_recipe(debug: str) -> None:
     for name in RECIPES:

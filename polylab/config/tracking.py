@@ -43,6 +43,8 @@ def wandb_mode() -> str:
         ConfigError: If `WANDB_MODE` asks for the network and there are no credentials.
     """
     mode = os.environ.get("WANDB_MODE", "")
+    if not mode:  # set but empty, which the library refuses
+        os.environ.pop("WANDB_MODE", None)
     if mode in ("online", "shared") and not has_credentials():
         raise ConfigError(
             f"WANDB_MODE={mode} but W&B has no credentials · run `wandb login`, set WANDB_API_KEY,"
@@ -93,7 +95,9 @@ def finished_logger(logger: "Logger | None") -> Iterator[None]:
         yield
         code = 0
     finally:
-        if logger is not None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        if isinstance(logger, WandbLogger):  # the others also work where wandb is not installed
             import wandb
 
             # a second run in this process would otherwise go on in the first one

@@ -1,11 +1,14 @@
 """W&B without a prompt."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
 from polylab.config.errors import ConfigError
-from polylab.config.tracking import has_credentials, sync_line, wandb_mode
+from polylab.config.tracking import finished_logger, has_credentials, sync_line, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +54,21 @@ def test_asking_for_the_network_without_credentials(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(ConfigError, match="WANDB_MODE=online but W&B has no credentials"):
         wandb_mode()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert wandb_mode() == "offline"
+    assert "WANDB_MODE" not in os.environ  # W&B itself reads it too, and refuses an empty one
+
+
+def test_other_loggers_end_without_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with (
+        pytest.raises(ValueError, match="the run's own error"),
+        finished_logger(CSVLogger(tmp_path)),
+    ):
+        raise ValueError("the run's own error")
 
 
 def test_the_line_that_says_how_to_sync(tmp_path: Path) -> None:
