@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from polylab.poly.prompts import check_prompts, pool_prompt, prompt_before_labels
 from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
@@ -107,7 +108,7 @@ def observe_prompts(model: nn.Module) -> None:
     """
     encoder = encoder_of(model)
     names, causal = parameter_names(model), is_causal(model)
-    _observe_embeddings(*(part for part in (model, encoder) if part is not None))
+    _observe_embeddings(model)
     if encoder is None:
 
         def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -133,16 +134,17 @@ def observe_prompts(model: nn.Module) -> None:
     model.register_forward_pre_hook(see_given_output, with_kwargs=True)
 
 
-def _observe_embeddings(*models: nn.Module) -> None:
+def _observe_embeddings(model: nn.Module) -> None:
     """Routers of the embeddings, which layers share, are evaluated once the first are known."""
 
     def see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
         _weigh_shared(output)
 
-    tables = [getattr(model, "get_input_embeddings", lambda: None)() for model in models]
-    for table in {id(table): table for table in tables}.values():
-        if isinstance(table, nn.Module):
-            table.register_forward_hook(see_embeddings)
+    # Each stack may have a table of its own; the first that is called is the prompt's.
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    tables = {id(table): table for table in (part.get_input_embeddings() for part in parts)}
+    for table in tables.values():
+        table.register_forward_hook(see_embeddings)
 
 
 def _weigh_shared(embeddings: Tensor) -> None:

@@ -74,6 +74,23 @@ class TaskRouter(Router):
         assert isinstance(old, TaskRouter)
         _copy_logits(old.module_logits, self.module_logits, n_splits=self.n_splits)
 
+    @torch.no_grad()
+    def start_tasks(self, first: int, like: int | str) -> None:
+        """See `Router.start_tasks`: the mean is that of the normalised weights of all old tasks."""
+        logits = self._logits(torch.arange(first, device=self.module_logits.device))
+        if like != "mean":
+            self._set_rows(first, logits[int(like)])
+            return
+        gates = torch.sigmoid(logits)
+        mean = normalise(gates).mean(0)  # q g
+        # gates in proportion to it, as open as those of the old tasks are on average
+        open_gates = gates.sum(-1, keepdim=True).mean(0)
+        scale = torch.minimum(open_gates, 0.999 / mean.amax(-1, keepdim=True))
+        self._set_rows(first, torch.logit(mean * scale))
+
+    def _set_rows(self, first: int, row: Float[Tensor, "splits gates"]) -> None:
+        self.module_logits[first:] = row.flatten().to(self.module_logits)
+
     def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
         logits = self.module_logits[task_ids].unflatten(-1, (self.n_splits, -1))
         # A sum of 16-bit gates underflows where one of fp32 does not.
@@ -143,6 +160,11 @@ class CPolyRouter(TaskRouter):
         assert isinstance(old, CPolyRouter)
         super().copy_from(old)
         _copy_logits(old.private_logits, self.private_logits, n_splits=self.n_splits)
+
+    def _set_rows(self, first: int, row: Float[Tensor, "splits gates"]) -> None:
+        shared, private = row.split([self.n_shared, self.n_private], dim=-1)
+        super()._set_rows(first, shared)
+        self.private_logits[first:] = private.flatten().to(self.private_logits)
 
     def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
         private = self.private_logits[task_ids].unflatten(-1, (self.n_splits, -1))
