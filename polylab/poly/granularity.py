@@ -44,7 +44,7 @@ def router_seats(
     """
     groups = router_groups(model, targets, config.granularity)
     reads: Mapping[str, int | None] = widths(model, targets)
-    if _reads_tokens(config, model, targets):
+    if _reads_tokens(config, targets):
         reads = dict.fromkeys(targets)
     if config.router_input == "embeddings":
         reads = dict.fromkeys(targets, embedding_width(model))
@@ -55,7 +55,7 @@ def router_seats(
     return {name: Seat(g, reads[name], leads=first[g] == name) for name, g in groups.items()}
 
 
-def _reads_tokens(config: PolyConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> bool:
+def _reads_tokens(config: PolyConfig, targets: Mapping[str, nn.Module]) -> bool:
     """Whether each layer is routed by its own tokens, also beside an encoder."""
     d_in = features_of(next(iter(targets.values())))[0]
     with torch.device("meta"):  # a class of the user's own knows only when it is made
