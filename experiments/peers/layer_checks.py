@@ -14,6 +14,7 @@ from experiments.peers.models import (
     BATCH,
     IDS,
     N_TASKS,
+    OneLinear,
     adapted,
     inputs,
     logits,
@@ -213,3 +214,13 @@ def d15_float8_base(lib: Library) -> None:
     layer = one_layer(lib, nn.Linear(8, 12).to(torch.float8_e4m3fn))[1]
     for tensor in (layer.poly_lora_A["default"], layer.poly_lora_B["default"]):
         _same_dtype(tensor, torch.empty(0))
+
+
+def d15_float8_base_asked_for(lib: Library) -> None:
+    """A float8 base layer, `autocast_adapter_dtype=False`: the adapter is not float8."""
+    config = lib.config(r=3, n_tasks=N_TASKS, target_modules=["lin"])
+    base = OneLinear(nn.Linear(8, 12).to(torch.float8_e4m3fn))
+    model = lib.wrap(base, config, autocast_adapter_dtype=False)
+    dtype = lib.layers(model)["lin"].poly_lora_A["default"].dtype
+    if dtype.itemsize < 2:
+        raise Wrong(str(dtype).removeprefix("torch."))

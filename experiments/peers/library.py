@@ -35,6 +35,8 @@ class Library:
     """`get_peft_model`."""
     load: Callable[..., Any]
     """`PeftModel.from_pretrained`."""
+    load_into_more_tasks: Callable[[Any, str, int], Any]
+    """A saved adapter on a base model, from its folder, with so many tasks more."""
     layer_type: type
     """`PolyLayer`."""
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer]
@@ -78,12 +80,18 @@ def _polylab() -> Library:
     import polylab
     from polylab.training.optim import OptimConfig, build_optimizer
 
+    def load_into_more_tasks(base: Any, folder: str, n_more: int) -> Any:
+        model = polylab.PeftModel.from_pretrained(base, folder)
+        model.add_tasks(n_more)
+        return model.eval()
+
     return Library(
         name="polylab",
         title="polylab",
         config=polylab.PolyConfig,
         wrap=polylab.get_peft_model,
         load=polylab.PeftModel.from_pretrained,
+        load_into_more_tasks=load_into_more_tasks,
         layer_type=polylab.PolyLayer,
         optimizer=lambda model, decay: build_optimizer(model, OptimConfig(weight_decay=decay)),
     )
@@ -93,12 +101,18 @@ def _peft() -> Library:
     import peft
     from peft.tuners.poly import PolyLayer
 
+    def load_into_more_tasks(base: Any, folder: str, n_more: int) -> Any:
+        config: Any = peft.PolyConfig.from_pretrained(folder)
+        config.n_tasks += n_more
+        return peft.PeftModel.from_pretrained(base, folder, config=config).eval()
+
     return Library(
         name="peft",
         title=f"PEFT {version('peft')}",
         config=peft.PolyConfig,
         wrap=peft.get_peft_model,
         load=peft.PeftModel.from_pretrained,
+        load_into_more_tasks=load_into_more_tasks,
         layer_type=PolyLayer,
         optimizer=_trainer_optimizer,
     )

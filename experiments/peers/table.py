@@ -77,13 +77,13 @@ def render(results: Mapping[str, Mapping[str, str]]) -> str:
     """The block between the markers, from the text of each check and library."""
     titles = [open_library(lib).title for lib in LIBRARIES]
     counts = [
-        f"{title} {sum(texts[lib] == WORKS for texts in results.values())}"
+        f"{sum(texts[lib] == WORKS for texts in results.values())} in {title}"
         for lib, title in zip(LIBRARIES, titles, strict=True)
     ]
     lines = [
         BEGIN,
-        f"`{COMMAND}` with {versions()}, on the CPU. {len(results)} questions; it works in: "
-        f"{', '.join(counts)}.",
+        f"`{COMMAND}` with {versions()}, on the CPU. Of {len(results)} questions, answered by "
+        f"`{WORKS}`: {', '.join(counts)}.",
         "",
         f"| defect | question | {' | '.join(titles)} |",
         "| --- | --- | --- | --- |",
