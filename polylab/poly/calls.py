@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from polylab.poly.prompts import pool_prompt, prompt_before_labels
 from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
@@ -70,7 +71,7 @@ def check_prompt_mask(
     return prompt_mask.bool()
 
 
-def observe_prompts(model: nn.Module) -> None:
+def observe_prompts(model: nn.Module) -> list[RemovableHandle]:
     """Let every call of `model` fill `Routing.prompt` and `Routing.encoder`, where read.
 
     By hooks, for `generate` calls the base model itself, with masks and rows that it prepares.
@@ -82,8 +83,7 @@ def observe_prompts(model: nn.Module) -> None:
         def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             _set_prompt(named_inputs(names, args, kwargs), causal=causal)
 
-        model.register_forward_pre_hook(see_inputs, with_kwargs=True)
-        return
+        return [model.register_forward_pre_hook(see_inputs, with_kwargs=True)]
     encoder_names = parameter_names(encoder)
 
     def see_encoder_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -97,9 +97,11 @@ def observe_prompts(model: nn.Module) -> None:
         if inputs.get("encoder_outputs") is not None:
             _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
 
-    encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True)
-    encoder.register_forward_hook(see_encoder_output)
-    model.register_forward_pre_hook(see_given_output, with_kwargs=True)
+    return [
+        encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True),
+        encoder.register_forward_hook(see_encoder_output),
+        model.register_forward_pre_hook(see_given_output, with_kwargs=True),
+    ]
 
 
 def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:

@@ -177,6 +177,26 @@ class PolyLayer(nn.Module):
         """The active adapter's weights for the ids and the pooled encoder of `routing`."""
         return self._weights(None, routing)
 
+    @torch.no_grad()
+    def task_factors(
+        self, adapter_name: str, task: int
+    ) -> tuple[Float[Tensor, "d_in k"], Float[Tensor, "k d_out"]]:
+        """One task's factors in evaluation, without scale: its update is `scale * (x @ a) @ b`.
+
+        Raises:
+            ValueError: If the adapter is routed by the input.
+        """
+        router = self.router(adapter_name)
+        if router.needs_prompt:
+            raise ValueError(
+                f"adapter {adapter_name!r} of layer {self.name!r} is routed by the input: task "
+                f"{task} has no weights of its own."
+            )
+        bank_a, bank_b = self.poly_lora_A[adapter_name], self.poly_lora_B[adapter_name]
+        weights = router(torch.tensor([task], device=bank_a.device), sample=False)
+        a, b = (pick if router.is_hard else mix)(weights, bank_a, bank_b)
+        return a[0], b[0]
+
     def _weights(self, x: Tensor | None, routing: Routing) -> Float[Tensor, "*batch splits skills"]:
         router = self.router(self.active_adapter)
         change = routing.intervention

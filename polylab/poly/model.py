@@ -75,7 +75,7 @@ class PolyModel(AdaptedModel):
             m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None
         )
         self._noise = KeyedNoise()
-        observe_prompts(model)
+        self._observers = observe_prompts(model)
 
     # Calls
 
@@ -157,7 +157,7 @@ class PolyModel(AdaptedModel):
         override = override_of(self)
         if override.disabled:
             return Routing(disabled=True)
-        config = self.peft_config[self.active_adapter]
+        config = self.config_of(self.active_adapter)
         batch, seq = batch_shape(inputs)
         routing = Routing(intervention=override.intervention)
         if config.poly_type == "mope":
