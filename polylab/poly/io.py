@@ -38,6 +38,7 @@ __all__ = [
     "adapter_tensors",
     "check_tensors",
     "copy_tensors",
+    "is_storable",
     "read_adapter",
     "task_type_of",
     "write_adapter",
@@ -194,7 +195,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
     lines += [
         f"not finite: {key}"
         for key, tensor in tensors.items()
-        if tensor.dtype in _DTYPES and not torch.isfinite(tensor).all()
+        if tensor.dtype in _DTYPES and not is_storable(tensor)
     ]
     if lines:
         raise ValueError("\n".join(["the adapter's file does not fit:", *capped(lines)]))
@@ -205,6 +206,11 @@ def copy_tensors(tensors: Mapping[str, Tensor], model: nn.Module, *, adapter_nam
     with torch.no_grad():
         for key, parameter in adapter_tensors(model, adapter_name).items():
             parameter.copy_(tensors[key])
+
+
+def is_storable(tensor: Tensor) -> bool:
+    """Whether an adapter may hold this: finite numbers of 16 to 64 bits."""
+    return tensor.dtype in _DTYPES and bool(torch.isfinite(tensor).all())
 
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:

@@ -12,7 +12,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from polylab import PolyModel
 from polylab.poly.exporting import task_id_of
-from tests.poly.tiny import BATCH, N_TASKS, base, config_of, output_of, poly, trained
+from tests.poly.tiny import (
+    BATCH,
+    N_TASKS,
+    base,
+    config_of,
+    output_of,
+    poly,
+    small_logits,
+    trained,
+)
 
 KINDS = ["t5", "llama", "gpt2"]
 NAMES = ["add", "copy", "first", "last", "sort", "upper"]
@@ -25,28 +34,21 @@ def ids_of(task):
     return torch.full((BATCH,), task)
 
 
-def scaled(model):
-    """Logits small enough that 1e-6 is a handful of their last bits."""
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(0.05)
-    return model
-
-
 def poly_of(kind, **changes):
     model = poly(kind, task_names=NAMES, **changes)
-    scaled(model.model)
+    small_logits(model.model)
     return model
 
 
 def theirs_of(kind, folder):
-    return peft.PeftModel.from_pretrained(scaled(base(kind)), str(folder)).eval()
+    return peft.PeftModel.from_pretrained(small_logits(base(kind)), str(folder)).eval()
 
 
 @pytest.mark.parametrize("n_splits", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_computes_every_tasks_lora(kind, n_splits, tmp_path):
     model = poly_of(kind, n_splits=n_splits)
-    plain = output_of(scaled(base(kind)), kind)
+    plain = output_of(small_logits(base(kind)), kind)
     seen = [plain]
     for task in range(N_TASKS):
         wanted = output_of(model, kind, task_ids=ids_of(task))
