@@ -235,23 +235,20 @@ def _share_logits(banks: Mapping[str, _Bank]) -> None:
     if len(have) == 1:
         for bank in banks.values():
             bank.logits = have[0]
-    without = [
-        f"missing: selector.module_logits of {n}" for n, b in banks.items() if b.logits is None
+    lines = [
+        f"missing: selector.module_logits of {name}"
+        for name, bank in banks.items()
+        if bank.logits is None
     ]
-    if without:
-        raise ValueError(
-            "\n".join(
-                [
-                    "the checkpoint shares routers among groups of layers, or has none; one for "
-                    "each layer, or one for all, can be read:",
-                    *capped(without),
-                ]
-            )
+    if lines:
+        what = (
+            "the checkpoint shares routers among groups of layers, or has none; one for each "
+            "layer, or one for all, can be read:"
         )
+        raise ValueError("\n".join([what, *capped(lines)]))
     sizes = {
-        (*bank.a.shape[:2], bank.a.shape[3], len(bank.logits))
+        (*bank.a.shape[:2], bank.a.shape[3], 0 if bank.logits is None else len(bank.logits))
         for bank in banks.values()
-        if bank.logits is not None
     }
     if len(sizes) > 1:
         raise ValueError(

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polylab import PolyConfig
-from polylab.poly.importing import from_loras
+from polylab import PolyConfig, from_loras
 from tests.poly.tiny import BATCH, TARGETS, base, config_of, output_of, poly, small_logits, trained
 
 NAMES = ["add", "copy", "sort"]

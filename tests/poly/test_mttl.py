@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import torch
 
-from polylab.poly.mttl import from_mttl
+from polylab import from_mttl
 from tests.poly.tiny import N_SKILLS, N_SPLITS, N_TASKS, RANK, base, output_of, poly, task_ids
 
 NAMES = ["add", "copy", "first", "last", "sort", "upper"]
@@ -28,20 +28,19 @@ def state_of(model, layout, prefix="model."):
     return state
 
 
-def mttl_forward(x, state, name, tasks, *, layout, scale):
-    """`PolyLoRA.forward` of mttl in evaluation, as its sources have it, for one layer."""
+def update_of(x, state, name, task, *, layout, scale):
+    """One example's update by mttl's definition of its tensors: head by head, skill by skill."""
     inner = ".experts" if layout == "main" else ""
     a, b = state[f"model.{name}{inner}.lora_a"], state[f"model.{name}{inner}.lora_b"]
-    z = torch.sigmoid(state[f"model.{name}.selector.module_logits"][tasks])
-    z = z.view(len(tasks), N_SPLITS, N_SKILLS)
-    w = z / (z.sum(-1, keepdim=True) + (1e-12 if layout == "release" else 1e-8))
-    if layout == "release":
-        mixed_a = torch.einsum("bqs,qsdr->bqdr", w, a).reshape(len(tasks), -1, RANK)
-        mixed_b = torch.einsum("bqs,qsrd->bqrd", w, b).transpose(1, 2).reshape(len(tasks), RANK, -1)
-    else:
-        mixed_a = torch.einsum("bqs,sqdr->bqdr", w, a).reshape(len(tasks), -1, RANK)
-        mixed_b = torch.einsum("bqs,srqd->brqd", w, b).reshape(len(tasks), RANK, -1)
-    return x.bmm(mixed_a).bmm(mixed_b) * scale
+    gates = torch.sigmoid(state[f"model.{name}.selector.module_logits"][task])
+    hidden, mixed_b = torch.zeros(len(x), RANK), []
+    for q, x_block in enumerate(x.chunk(N_SPLITS, dim=-1)):
+        z = gates[q * N_SKILLS : (q + 1) * N_SKILLS]
+        w = z / (z.sum() + (1e-12 if layout == "release" else 1e-8))
+        a_q, b_q = (a[q], b[q]) if layout == "release" else (a[:, q], b[:, :, q])
+        hidden += x_block @ sum(w[s] * a_q[s] for s in range(N_SKILLS))
+        mixed_b.append(sum(w[s] * b_q[s] for s in range(N_SKILLS)))
+    return scale * torch.cat([hidden @ block for block in mixed_b], dim=-1)
 
 
 @pytest.mark.parametrize("layout", ["release", "main"])
@@ -63,9 +62,11 @@ def test_the_model_computes_the_same(kind, layout, tmp_path, tolerance):
     assert config.noise == ("relaxed_bernoulli" if layout == "release" else "none")
     for name, layer in loaded.poly_layers().items():
         x = torch.randn(4, 7, layer.in_features)
-        wanted = mttl_forward(x, state, name, task_ids(), layout=layout, scale=alpha / RANK)
-        found = layer(x, task_ids=task_ids()) - layer.base_layer(x)
-        torch.testing.assert_close(found, wanted, **tolerance)
+        found = layer(x, task_ids=task_ids())
+        for row, task in enumerate(task_ids()):
+            update = update_of(x[row], state, name, task, layout=layout, scale=alpha / RANK)
+            wanted = layer.base_layer(x)[row] + update
+            torch.testing.assert_close(found[row], wanted, **tolerance)
 
 
 def test_a_bare_state_dict_of_main_with_its_average_row(tmp_path):
