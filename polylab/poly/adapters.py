@@ -13,9 +13,15 @@ from transformers import PreTrainedModel
 
 from polylab.poly import exporting, io
 from polylab.poly.config import PolyConfig
-from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
+from polylab.poly.granularity import router_seats
+from polylab.poly.injection import (
+    default_targets,
+    find_targets,
+    poly_layers,
+    seat_adapter,
+    wrap_targets,
+)
 from polylab.poly.layers import PolyLayer
-from polylab.poly.structure import widths
 
 __all__ = ["AdaptedModel"]
 
@@ -38,7 +44,7 @@ class AdaptedModel(nn.Module):
                 f"{type(model).__name__} is wrapped already. Add a second adapter with "
                 "add_adapter(name, config), or start from a fresh base model."
             )
-        find_targets(model, config)  # fails before anything is changed
+        router_seats(model, find_targets(model, config), config)  # fails before any change
         _check_name(adapter_name, ())
         self.model = model.requires_grad_(False)
         self.training = model.training
@@ -86,9 +92,9 @@ class AdaptedModel(nn.Module):
         _check_name(adapter_name, self.peft_config)
         config = _resolve(config, self.model)
         targets = find_targets(self.model, config)
-        layers = wrap_targets(self.model, targets, d_router=widths(self.model, targets))
-        for layer in layers.values():
-            layer.update_layer(adapter_name, config)
+        seats = router_seats(self.model, targets, config)
+        layers = wrap_targets(self.model, targets)
+        seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
         self.peft_config[adapter_name] = config
         self.set_adapter(self.active_adapter)
 

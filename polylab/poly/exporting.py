@@ -54,7 +54,10 @@ def export_lora(
     """
     name = adapter_name if adapter_name is not None else model.active_adapter
     layers, index = _exported(model, task, name=name)
-    factors = {key: layer.task_factors(name, index) for key, layer in layers.items()}
+    share = model.config_of(name).uniform_share
+    factors = {
+        key: layer.task_factors(name, index, uniform_share=share) for key, layer in layers.items()
+    }
     tensors: dict[str, Tensor] = {}
     for key, (a, b) in factors.items():
         tensors[f"base_model.model.{key}.lora_A.weight"] = a.T
@@ -113,8 +116,9 @@ def merge_task(
     name = adapter_name if adapter_name is not None else model.active_adapter
     layers, index = _exported(model, task, name=name)
     _check_weights(model.model, layers)
+    share = model.config_of(name).uniform_share
     for layer in layers.values():
-        a, b = layer.task_factors(name, index)
+        a, b = layer.task_factors(name, index, uniform_share=share)
         weight = layer.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         update = layer.scaling[name] * (a.to(wide) @ b.to(wide))  # d_in d_out, as Conv1D's weight
@@ -167,7 +171,7 @@ def _exported(
             "exported is the learned routing. Leave the context first."
         )
     layers = {n: la for n, la in poly_layers(model.model).items() if name in la.poly_lora_A}
-    if any(layer.router(name).needs_prompt for layer in layers.values()):
+    if any(layer.router(name).reads is not None for layer in layers.values()):
         raise ValueError(
             f"adapter {name!r} has poly_type={config.poly_type!r}: it is routed by the input, so a "
             "task has no weights of its own to export. Save it with save_pretrained."

@@ -83,19 +83,17 @@ def from_loras(
     _check_shapes(loras[0], model)
     rank = next(iter(loras[0].ranks.values()))
     names = [lora.name for lora in loras]
-    defaults: dict[str, Any] = {"n_tasks": len(loras)}
-    if "combine" in {field.name for field in fields(PolyConfig)}:
-        defaults["combine"] = "products"
+    defaults: dict[str, Any] = {"n_tasks": len(loras), "combine": "products"}
     if options.get("n_tasks", len(loras)) == len(loras):
         defaults["task_names"] = names
     targets = shortest_targets(model, [*loras[0].a])
     fixed = {"r": rank, "n_skills": len(loras), "target_modules": targets}
     _check_options(options, fixed)
     config = PolyConfig(**{**defaults, **options, **fixed})
-    if config.skill_count != len(loras):
+    if config.bank_size != len(loras):
         raise ValueError(
             f"poly_type={config.poly_type!r} with n_tasks={config.n_tasks} has "
-            f"{config.skill_count} skills, but there are {len(loras)} LoRAs: {capped(names)}."
+            f"{config.bank_size} skills, but there are {len(loras)} LoRAs: {capped(names)}."
         )
     wrapped = PolyModel(model, config, adapter_name)
     for key, layer in wrapped.poly_layers().items():

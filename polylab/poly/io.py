@@ -11,6 +11,7 @@ import json
 import os
 import reprlib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from polylab.poly.files import (
     write_json,
     write_tensors,
 )
+from polylab.poly.granularity import Seat, router_seats
 from polylab.poly.injection import find_targets
-from polylab.poly.layers import PolyLayer, make_router
+from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of
-from polylab.poly.structure import is_causal, widths
+from polylab.poly.routers import make_router
+from polylab.poly.structure import is_causal
 
 __all__ = [
     "CONFIG_FILE",
@@ -48,13 +51,21 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 _PREFIX = "base_model.model."
+_PEFTS = (
+    *("r", "target_modules", "exclude_modules", "modules_to_save", "init_weights", "poly_type"),
+    *("n_tasks", "n_skills", "n_splits", "inference_mode"),
+)
 # Ours, and without effect on what a trained adapter computes: kept out of a POLY config (PEFT warns
 # of unknown keys) and in the weights' metadata.
-_TRAINING_FIELDS = ("init", "noise", "noise_source", "temperature")
-_OURS = (*_TRAINING_FIELDS, "alpha", "task_names", "router_input")
+_TRAINING_FIELDS = (
+    *("init", "noise", "noise_per", "noise_source", "temperature"),
+    *("dropout", "trainable", "priors"),
+)
+# Ours, and at their defaults in every adapter that PEFT computes alike.
+_OURS = tuple(item.name for item in fields(PolyConfig) if item.name not in (*BOOKKEEPING, *_PEFTS))
 # A change of these shows in the tensors' names and shapes.
 _SHAPE_FIELDS = (
-    *("r", "n_tasks", "n_skills", "n_splits", "poly_type"),
+    *("r", "n_tasks", "n_skills", "n_private", "n_splits", "poly_type"),
     *("target_modules", "exclude_modules", "modules_to_save", "init_weights"),
 )
 _RECORD = "polylab_record"  # of the configuration, in the weights' metadata
@@ -174,10 +185,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
         ValueError: With the difference.
     """
     targets = find_targets(model, config)
-    reads = widths(model, targets)
+    seats = router_seats(model, targets, config)
     want: dict[str, tuple[int, ...]] = {}
     for name, module in targets.items():
-        want |= _shapes(name, module, config=config, d_router=reads[name])
+        want |= _shapes(name, module, config=config, seat=seats[name])
     have = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     lines = [f"missing: {key} {[*want[key]]}" for key in want if key not in have]
     lines += [f"unexpected: {key} {[*have[key]]}" for key in have if key not in want]
@@ -226,22 +237,29 @@ def _layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
 
 def _named(layers: Mapping[str, PolyLayer], adapter_name: str) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, layer in layers.items():
         key = f"{_PREFIX}{name}"
         named[f"{key}.poly_lora_A"] = layer.poly_lora_A[adapter_name]
         named[f"{key}.poly_lora_B"] = layer.poly_lora_B[adapter_name]
-        for part, tensor in layer.router(adapter_name).state_dict(keep_vars=True).items():
+        router = layer.router(adapter_name)
+        if id(router) in seen:  # saved with the first layer of its group
+            continue
+        seen.add(id(router))
+        for part, tensor in router.state_dict(keep_vars=True).items():
             named[f"{key}.poly_router.{part}"] = tensor
     return named
 
 
 def _shapes(
-    name: str, module: nn.Module, *, config: PolyConfig, d_router: int | None
+    name: str, module: nn.Module, *, config: PolyConfig, seat: Seat
 ) -> dict[str, tuple[int, ...]]:
     (d_in, d_out), key = features_of(module), f"{_PREFIX}{name}"
-    splits, skills, rank = config.n_splits, config.skill_count, config.r
-    with torch.device("meta"):
-        router = make_router(config, d_router or d_in).state_dict()
+    splits, skills, rank = config.n_splits, config.bank_size, config.r
+    router: dict[str, Tensor] = {}
+    if seat.leads:
+        with torch.device("meta"):
+            router = make_router(config, seat.d_router or d_in).state_dict()
     return {
         f"{key}.poly_lora_A": (splits, skills, d_in // splits, rank),
         f"{key}.poly_lora_B": (splits, skills, rank, d_out // splits),
@@ -251,7 +269,10 @@ def _shapes(
 
 def _is_pefts(config: PolyConfig, layers: Mapping[str, PolyLayer]) -> bool:
     only_linear = all(isinstance(layer.base_layer, nn.Linear) for layer in layers.values())
-    return config.poly_type == "poly" and config.alpha == 1 and only_linear
+    plain = PolyConfig()
+    free = (*_TRAINING_FIELDS, "task_names")
+    differ = any(getattr(config, f) != getattr(plain, f) for f in _OURS if f not in free)
+    return config.poly_type == "poly" and only_linear and not differ
 
 
 def task_type_of(model: nn.Module) -> str | None:

@@ -60,9 +60,9 @@ def from_mttl(
 
     `release` (the MHR paper's, tag mhr-camera-ready) keeps A as `[splits, skills, d_in / splits,
     r]`, as we do; `main` as `[skills, splits, d_in / splits, r]` and B as `[skills, r, splits,
-    d_out / splits]`. Logits shared by all layers are copied to each. mttl multiplies by a warm-up
-    factor with `lora_warmup`; here it counts as over. `main` adds 1e-8 to the sum of the gates, not
-    1e-12: different only where all gates of a row are almost 0.
+    d_out / splits]`. A single router for all layers becomes `granularity="model"`. With
+    `lora_warmup` mttl multiplies by a factor that grows to 1; here it counts as 1. `main` adds 1e-8
+    to the sum of the gates, not 1e-12: different only where all gates of a row are almost 0.
 
     Args:
         path: A checkpoint of Lightning or a state dict. It is opened with `weights_only=True`:
@@ -83,7 +83,7 @@ def from_mttl(
     raw = _by_layer(state, model)
     layout = _layout_of(raw, model, layout=layout)
     banks = {name: _bank(parts, layout) for name, parts in raw.items()}
-    _share_logits(banks)
+    is_shared = _share_logits(banks)
     if alpha is None:
         alpha = options.get("lora_alpha", 1.0 if layout == "release" else None)
     if alpha is None:
@@ -92,6 +92,7 @@ def from_mttl(
         )
     config = _config(banks, alpha=alpha, names=task_names, layout=layout, options=options)
     config.target_modules = shortest_targets(model, [*banks])
+    config.granularity = "model" if is_shared else "linear"
     wrapped = PolyModel(model, config, adapter_name)
     for name, layer in wrapped.poly_layers().items():
         bank = banks[name]
@@ -229,8 +230,8 @@ def _bank(parts: Mapping[str, Tensor], layout: str) -> _Bank:
     return _Bank(a, b, parts.get("logits"))
 
 
-def _share_logits(banks: Mapping[str, _Bank]) -> None:
-    """Give every layer the logits, where the file keeps those of one router for all layers."""
+def _share_logits(banks: Mapping[str, _Bank]) -> bool:
+    """Whether the file keeps one router for all layers; every layer gets its logits then."""
     have = [bank.logits for bank in banks.values() if bank.logits is not None]
     if len(have) == 1:
         for bank in banks.values():
@@ -254,6 +255,7 @@ def _share_logits(banks: Mapping[str, _Bank]) -> None:
         raise ValueError(
             f"the layers differ in (splits, skills, rank, tasks): {sorted(sizes)}; they must agree."
         )
+    return len(have) == 1 < len(banks)
 
 
 def _config(

@@ -14,7 +14,9 @@ from polylab import PolyModel
 from polylab.poly.exporting import task_id_of
 from tests.poly.tiny import (
     BATCH,
+    N_SKILLS,
     N_TASKS,
+    RANK,
     base,
     config_of,
     output_of,
@@ -73,6 +75,14 @@ def test_peft_computes_every_tasks_lora(kind, n_splits, tmp_path):
         ("llama", {"alpha": 3.5}),
         ("gpt2", {"poly_type": "private", "alpha": 0.5}),
         ("t5", {"poly_type": "shared"}),
+        ("llama", {"combine": "products", "alpha": 2.0}),
+        ("gpt2", {"combine": "products"}),
+        ("t5", {"poly_type": "c-poly", "n_private": 2}),
+        ("llama", {"poly_type": "uniform"}),
+        ("llama", {"granularity": "model"}),
+        ("llama", {"noise": "straight_through", "dropout": 0.5}),
+        ("llama", {"uniform_share": 0.7}),
+        ("llama", {"trainable": "router", "init_weights": False}),
     ],
 )
 def test_other_scales_and_routers(kind, changes, tmp_path):
@@ -80,6 +90,10 @@ def test_other_scales_and_routers(kind, changes, tmp_path):
     model.export_lora(2, tmp_path)
     wanted = output_of(model, kind, task_ids=ids_of(2))
     torch.testing.assert_close(output_of(theirs_of(kind, tmp_path), kind), wanted, **CLOSE)
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    is_product = changes.get("combine") == "products"
+    assert values["r"] == (N_SKILLS * RANK if is_product else RANK)
+    torch.testing.assert_close(output_of(model.merge_and_unload(2), kind), wanted, **CLOSE)
 
 
 def test_layers_of_another_rank_and_scale_get_patterns(tmp_path):
@@ -243,7 +257,7 @@ def test_names_before_digits():
 
 def test_input_routed_layers_have_no_task_factors():
     layer = next(iter(poly("llama", poly_type="mope").poly_layers().values()))
-    with pytest.raises(ValueError, match=r"q_proj' is routed by the input: task 2 has no weights"):
+    with pytest.raises(ValueError, match=r"adapter 'default' is routed by the input"):
         layer.task_factors("default", 2)
 
 

@@ -1,7 +1,6 @@
 """LoRAs that PEFT has trained become skills: the same numbers where one is chosen alone."""
 
 import copy
-import dataclasses
 import json
 
 import peft
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polylab import PolyConfig, from_loras
+from polylab import from_loras
 from tests.poly.tiny import BATCH, TARGETS, base, config_of, output_of, poly, small_logits, trained
 
 NAMES = ["add", "copy", "sort"]
@@ -78,8 +77,7 @@ def test_a_learned_routing_starts_uniform_and_can_choose_one(tmp_path):
     config = model.peft_config["default"]
     assert (config.poly_type, config.n_skills, config.n_tasks) == ("poly", 3, 4)
     assert config.task_names is None
-    if "combine" in {field.name for field in dataclasses.fields(PolyConfig)}:
-        assert config.combine == "products"
+    assert config.combine == "products"
     for weights in model.task_weights().values():
         torch.testing.assert_close(weights, torch.full((4, 1, 3), 1 / 3), rtol=0, atol=1e-3)
     with torch.no_grad():
@@ -87,6 +85,20 @@ def test_a_learned_routing_starts_uniform_and_can_choose_one(tmp_path):
             layer.router("default").module_logits[3] = torch.tensor([-100.0, 30.0, -100.0])
     found = output_of(model, "llama", task_ids=torch.full((BATCH,), 3))
     torch.testing.assert_close(found, wanted[1], **CLOSE)
+
+
+def test_a_mixture_is_the_mean_of_the_updates(tmp_path):
+    folders, _ = three("llama", tmp_path)
+    model = from_loras(plain("llama"), folders, poly_type="uniform", n_tasks=1).eval()
+    wanted = plain("llama")
+    with torch.no_grad():
+        for folder in folders:
+            tensors = load_file(folder / "adapter_model.safetensors")
+            for key in model.poly_layers():
+                a, b = (tensors[f"base_model.model.{key}.lora_{side}.weight"] for side in "AB")
+                wanted.get_submodule(key).weight += 5 / RANK * (b @ a) / len(folders)
+    found = output_of(model, "llama", task_ids=torch.zeros(BATCH, dtype=torch.int64))
+    torch.testing.assert_close(found, output_of(wanted, "llama"), **CLOSE)
 
 
 def test_there_and_back(tmp_path):
