@@ -21,7 +21,7 @@ from polylab.poly.injection import (
     seat_adapter,
     wrap_targets,
 )
-from polylab.poly.layers import PolyLayer
+from polylab.poly.layers import PolyLayer, make_combine
 
 __all__ = ["AdaptedModel"]
 
@@ -44,7 +44,9 @@ class AdaptedModel(nn.Module):
                 f"{type(model).__name__} is wrapped already. Add a second adapter with "
                 "add_adapter(name, config), or start from a fresh base model."
             )
-        router_seats(model, find_targets(model, config), config)  # fails before any change
+        # these fail before any change
+        router_seats(model, find_targets(model, config), config)
+        make_combine(config)
         _check_name(adapter_name, ())
         self.model = model.requires_grad_(False)
         self.training = model.training
@@ -93,6 +95,7 @@ class AdaptedModel(nn.Module):
         config = _resolve(config, self.model)
         targets = find_targets(self.model, config)
         seats = router_seats(self.model, targets, config)
+        make_combine(config)
         layers = wrap_targets(self.model, targets)
         seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
         self.peft_config[adapter_name] = config

@@ -106,7 +106,8 @@ def write_adapter(
 def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
     """Configuration and tensors of a folder written by `write_adapter` or by PEFT's Poly.
 
-    Nothing in the folder is executed: JSON and safetensors only.
+    Nothing in the folder is executed: JSON and safetensors only. A class that the configuration
+    names (`_target_`) is looked for among what is installed here, and imported.
 
     Raises:
         FileNotFoundError: If the folder, or one of the two files, is missing.

@@ -80,6 +80,7 @@ class PolyModel(AdaptedModel):
     def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
         self._priors: dict[str, list[WeightedPrior]] = {}
         self._uniform_shares: dict[str, Tensor] = {}
+        make_priors(config)  # fails before any change
         super().__init__(model, config, adapter_name)
         self._names = parameter_names(model)
         self._encoder_decoder = encoder_of(model) is not None

@@ -174,6 +174,27 @@ def test_wrong_values(values, message, saved, wrapped):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"priors": {"bogus": 1.0}}, "bogus"),
+        ({"router": {"_target_": "no.such.Router"}}, r"router._target_='no.such.Router' cannot be"),
+        ({"combine": {"_target_": "no.such.Rule"}}, r"combine._target_='no.such.Rule' cannot be"),
+        ({"noise": {"_target_": "no.such.Noise"}}, r"noise._target_='no.such.Noise' cannot be"),
+        (
+            {"priors": {"x": {"_target_": "no.Prior", "weight": 1}}},
+            r"_target_='no.Prior' cannot be",
+        ),
+        ({"granularity": "nothing(here)"}, r"granularity='nothing\(here\)'"),
+    ],
+)
+def test_options_that_cannot_be_built(values, message, saved, wrapped):
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS)  # no metadata: a file from elsewhere
+    path = saved / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "POLYLAB", **values}))
+    refused(saved, wrapped, message)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"r": 3, "r": 4}', r"not valid JSON: the keys \['r'\] are there more than once"),
