@@ -15,6 +15,7 @@ from polylab.poly.config import PolyConfig
 from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
 from polylab.poly.layers import PolyLayer
 from polylab.poly.structure import widths
+from polylab.poly.tied import name_tied_weights_once
 
 __all__ = ["AdaptedModel"]
 
@@ -43,6 +44,7 @@ class AdaptedModel(nn.Module):
         self.peft_config: dict[str, PolyConfig] = {}
         self.active_adapter = adapter_name
         self.add_adapter(adapter_name, config)
+        name_tied_weights_once(self)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,31 +76,32 @@ def observe_prompts(model: nn.Module) -> None:
 
     By hooks, for `generate` calls the base model itself, with masks and rows that it prepares.
     """
-    encoder = encoder_of(model)
-    names, causal = parameter_names(model), is_causal(model)
+    encoder, names = encoder_of(model), parameter_names(model)
+    # Partial functions, not closures: a model with closures as hooks cannot be pickled.
     if encoder is None:
-
-        def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            _set_prompt(named_inputs(names, args, kwargs), causal=causal)
-
-        model.register_forward_pre_hook(see_inputs, with_kwargs=True)
+        see = partial(_see_inputs, names=names, causal=is_causal(model))
+        model.register_forward_pre_hook(see, with_kwargs=True)
         return
-    encoder_names = parameter_names(encoder)
+    see = partial(_see_inputs, names=parameter_names(encoder), causal=False)
+    encoder.register_forward_pre_hook(see, with_kwargs=True)
+    encoder.register_forward_hook(_see_encoder_output)
+    model.register_forward_pre_hook(partial(_see_given_output, names=names), with_kwargs=True)
 
-    def see_encoder_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        _set_prompt(named_inputs(encoder_names, args, kwargs), causal=False)
 
-    def see_encoder_output(_module: nn.Module, _args: tuple, output: Any) -> None:
-        _set_encoder(output[0], None)
+def _see_inputs(
+    _module: nn.Module, args: tuple, kwargs: dict, *, names: list[str], causal: bool
+) -> None:
+    _set_prompt(named_inputs(names, args, kwargs), causal=causal)
 
-    def see_given_output(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs = named_inputs(names, args, kwargs)
-        if inputs.get("encoder_outputs") is not None:
-            _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
 
-    encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True)
-    encoder.register_forward_hook(see_encoder_output)
-    model.register_forward_pre_hook(see_given_output, with_kwargs=True)
+def _see_encoder_output(_module: nn.Module, _args: tuple, output: Any) -> None:
+    _set_encoder(output[0], None)
+
+
+def _see_given_output(_module: nn.Module, args: tuple, kwargs: dict, *, names: list[str]) -> None:
+    inputs = named_inputs(names, args, kwargs)
+    if inputs.get("encoder_outputs") is not None:
+        _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
 
 
 def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:

@@ -27,6 +27,7 @@ from polylab.poly.routing import (
     overridden,
     override_of,
 )
+from polylab.poly.signatures import blank, root_of, signed
 from polylab.poly.structure import batch_shape, encoder_of, named_inputs, parameter_names
 
 __all__ = ["PolyModel", "get_peft_model"]
@@ -67,6 +68,12 @@ class PolyModel(AdaptedModel):
         ValueError: If the model is wrapped already, or `config` does not fit it.
     """
 
+    _hf_peft_config_loaded = True  # the Trainer refuses a quantised model that holds no adapter
+
+    def __new__(cls, model: nn.Module, *_args: Any, **_kwargs: Any) -> PolyModel:
+        """An object of the subclass whose `forward` has the signature of this base model."""
+        return super().__new__(signed(cls, type(model)))
+
     def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
         super().__init__(model, config, adapter_name)
         self._names = parameter_names(model)
@@ -76,6 +83,14 @@ class PolyModel(AdaptedModel):
         )
         self._noise = KeyedNoise()
         observe_prompts(model)
+
+    def __reduce__(self) -> tuple:
+        """For pickle and copy: `type(self)` has no import path."""
+        return blank, (root_of(type(self)), type(self.model)), self.__dict__
+
+    def _get_name(self) -> str:
+        # By it the Trainer knows a causal model, whose labels its label smoothing must shift.
+        return type(self.model).__name__
 
     # Calls
 
