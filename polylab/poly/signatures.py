@@ -32,11 +32,13 @@ def signed(cls: type[_T], base: type[nn.Module]) -> type[_T]:
         return call(self, *args, **kwargs)
 
     forward.__signature__ = _joined(inspect.signature(base.forward), inspect.signature(call))  # type: ignore[attr-defined]
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
     # The base's name in it: the Trainer finds the labels of question answering by the class's name.
-    return type(
-        f"{cls.__name__}[{base.__name__}]", (cls,), {**names, "forward": forward, _ROOT: cls}
+    made: Any = type(cls)(
+        f"{cls.__name__}[{base.__name__}]",
+        (cls,),
+        {"__module__": cls.__module__, "__doc__": cls.__doc__, "forward": forward, _ROOT: cls},
     )
+    return made
 
 
 def root_of(cls: type[_T]) -> type[_T]:
@@ -46,8 +48,7 @@ def root_of(cls: type[_T]) -> type[_T]:
 
 def blank(cls: type[_T], base: type[nn.Module]) -> _T:
     """An object without a state: what pickle and copy fill. The class itself has no import path."""
-    made = signed(cls, base)
-    return object.__new__(made)
+    return object.__new__(signed(cls, base))
 
 
 def _joined(base: inspect.Signature, ours: inspect.Signature) -> inspect.Signature:

@@ -52,7 +52,7 @@ class AdapterCheckpoints(TrainerCallback):
 def _checked(model: object) -> PolyModel:
     if not isinstance(model, PolyModel):
         raise TypeError(
-            f"the Trainer's model is a {type(model).__name__}; AdapterCheckpoints needs a PolyModel."
+            f"AdapterCheckpoints needs a PolyModel; the Trainer's model is a {type(model).__name__}."
         )
     return model
 
