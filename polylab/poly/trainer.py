@@ -52,7 +52,8 @@ class AdapterCheckpoints(TrainerCallback):
 def _checked(model: object) -> PolyModel:
     if not isinstance(model, PolyModel):
         raise TypeError(
-            f"AdapterCheckpoints needs a PolyModel; the Trainer's model is a {type(model).__name__}."
+            f"AdapterCheckpoints needs a PolyModel, not {type(model).__name__}: wrap the "
+            "Trainer's model with get_peft_model."
         )
     return model
 
