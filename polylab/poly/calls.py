@@ -1,4 +1,4 @@
-"""Around a call of the base model: what routers of the prompt observe, and checkpointing."""
+"""Around a call of the base model: what routers of the prompt observe and keep, checkpointing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import Cache
 
+from polylab.poly.mixing import Factors
 from polylab.poly.prompts import pool_prompt, prompt_before_labels
 from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
 from polylab.poly.structure import encoder_of, is_causal, named_inputs, parameter_names
 
-__all__ = ["RoutedModule", "check_prompt_mask", "guard_checkpoints", "observe_prompts"]
+__all__ = [
+    "RoutedModule",
+    "check_prompt_mask",
+    "guard_checkpoints",
+    "keep_factors",
+    "observe_prompts",
+    "prefilled_factors",
+]
 
 
 class RoutedModule(nn.Module):
@@ -71,6 +80,32 @@ def check_prompt_mask(
     return prompt_mask.bool()
 
 
+def keep_factors(output: Any, routing: Routing) -> None:
+    """Keep the factors of a prompt with the cache that holds it, for the calls that go on."""
+    cache = getattr(output, "past_key_values", None)
+    if isinstance(cache, Cache):
+        cache.poly_factors = routing.factors  # type: ignore[attr-defined]
+
+
+def prefilled_factors(inputs: Mapping[str, Any]) -> dict[str, Factors]:
+    """Factors kept with a cache that holds a prompt: its routing goes on.
+
+    Raises:
+        ValueError: If the prompt was not routed by such a call.
+    """
+    cache = inputs.get("past_key_values")
+    if cache is None or cache.get_seq_length() == 0:
+        return {}
+    factors = getattr(cache, "poly_factors", None)
+    if factors is None:
+        raise ValueError(
+            f"past_key_values holds {cache.get_seq_length()} tokens of a prompt that this "
+            "adapter, routed by the prompt, has not seen. Use the cache of a PolyModel forward "
+            "without gradients, or of generate."
+        )
+    return factors
+
+
 def observe_prompts(model: nn.Module) -> None:
     """Let every call of `model` fill `Routing.prompt` and `Routing.encoder`, where read.
 
@@ -112,15 +147,30 @@ def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:
     tokens = inputs.get("inputs_embeds") if tokens is None else tokens
     if not isinstance(tokens, Tensor):
         return
+    if routing.prompt is None:
+        attended = _attended(inputs.get("attention_mask"), tokens)
+        labels = inputs.get("labels") if causal else None
+        routing.prompt = prompt_before_labels(attended, labels)
     rows = tokens.shape[0]
-    if routing.prompt is not None:
-        if routing.prompt.shape[0] != rows and rows % routing.prompt.shape[0] == 0:  # beams
-            times = rows // routing.prompt.shape[0]
-            routing.prompt = routing.prompt.repeat_interleave(times, dim=0)
-        return
-    attended = _attended(inputs.get("attention_mask"), tokens)
-    labels = inputs.get("labels") if causal else None
-    routing.prompt = prompt_before_labels(attended, labels)
+    if routing.prompt.shape[0] != rows and rows % routing.prompt.shape[0] == 0:  # beams
+        times = rows // routing.prompt.shape[0]
+        routing.prompt = routing.prompt.repeat_interleave(times, dim=0)
+    if routing.prompt_tokens is not None:
+        _fit_prompt(routing, tokens.shape[1])
+
+
+def _fit_prompt(routing: Routing, seq: int) -> None:
+    """Speculative decoding appends candidates to the prompt in its first call."""
+    length, prompt = routing.prompt_tokens, routing.prompt
+    assert length is not None
+    assert prompt is not None
+    if seq >= length:
+        routing.prompt = nn.functional.pad(prompt[:, :length], (0, seq - length))
+    elif not routing.factors:
+        raise ValueError(
+            f"generate gave the model {seq} of the prompt's {length} tokens, but this adapter is "
+            "routed by the whole prompt. Leave out prefill_chunk_size."
+        )
 
 
 def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:

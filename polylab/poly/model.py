@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import Cache
 
 from polylab.poly.adapters import AdaptedModel
-from polylab.poly.calls import RoutedModule, check_prompt_mask, guard_checkpoints, observe_prompts
+from polylab.poly.calls import (
+    RoutedModule,
+    check_prompt_mask,
+    guard_checkpoints,
+    keep_factors,
+    observe_prompts,
+    prefilled_factors,
+)
 from polylab.poly.config import PolyConfig
 from polylab.poly.inspection import call_weights, task_gates, task_weights
 from polylab.poly.interventions import Subject, parse_intervention
@@ -120,14 +126,14 @@ class PolyModel(AdaptedModel):
         )
         keeps = routing.reads_prompt and not torch.is_grad_enabled()
         if keeps:
-            routing.factors = self._prefilled_factors(inputs)
+            routing.factors = prefilled_factors(inputs)
         previous = enter(routing)
         try:
             output = self.model(*args, **kwargs)
         finally:
             enter(previous)
-        if keeps and isinstance(cache := getattr(output, "past_key_values", None), Cache):
-            cache.poly_factors = routing.factors  # type: ignore[attr-defined]
+        if keeps:
+            keep_factors(output, routing)
         return output
 
     def generate(
@@ -145,8 +151,14 @@ class PolyModel(AdaptedModel):
         inputs = named_inputs(["inputs"], args, kwargs)
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
         routing.factors = {}
+        if routing.reads_prompt and not self._encoder_decoder:
+            routing.factors = prefilled_factors(inputs)
+            routing.prompt_tokens = batch_shape(inputs)[1]
         with entered(routing):
-            return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+            output = self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        if routing.reads_prompt:
+            keep_factors(output, routing)
+        return output
 
     def get_encoder(self) -> RoutedModule:
         """The encoder alone, called with `task_ids` as the model is.
@@ -190,20 +202,6 @@ class PolyModel(AdaptedModel):
             if is_noisy and config.noise_source == "keyed" and override.intervention is None:
                 routing.noise = self._noise.key(len(ids))
         return routing
-
-    def _prefilled_factors(self, inputs: dict[str, Any]) -> dict:
-        """Factors kept with a cache that holds a prompt: its routing goes on."""
-        cache = inputs.get("past_key_values")
-        if cache is None or cache.get_seq_length() == 0:
-            return {}
-        factors = getattr(cache, "poly_factors", None)
-        if factors is None:
-            raise ValueError(
-                f"past_key_values holds {cache.get_seq_length()} tokens of a prompt that this "
-                "adapter, routed by the prompt, has not seen. Use the cache of a PolyModel forward "
-                "without gradients, or generate."
-            )
-        return factors
 
     # Routing
 

@@ -45,6 +45,8 @@ class Routing:
     task_ids: TaskIds | None = None
     prompt: Bool[Tensor, "batch seq"] | None = None
     """Tokens an input router may read."""
+    prompt_tokens: int | None = None
+    """Length of the prompt that `generate` continues: what its calls see beyond is no prompt."""
     encoder: Float[Tensor, "batch d_model"] | None = None
     """The encoder's output, pooled over the prompt: what decoder layers are routed by."""
     reads_prompt: bool = False
