@@ -146,7 +146,7 @@ class PolyModel(AdaptedModel):
         """The base model's `generate`; ids are per prompt, whatever the number of beams.
 
         Raises:
-            ValueError: As `forward`.
+            ValueError: As `forward`; or if an input router gets its prompt in chunks.
         """
         inputs = named_inputs(["inputs"], args, kwargs)
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)

@@ -209,6 +209,18 @@ def test_a_quantised_base_may_be_trained(tmp_path):
     trainer_of(model, tmp_path, "llama", max_steps=1).train()
 
 
+def test_a_prompt_mask_is_a_column_like_any(tmp_path):
+    """With label smoothing the Trainer keeps the labels, by which a prompt is known, to itself."""
+    model, inputs = poly("llama", poly_type="mope"), inputs_of("llama")
+    wanted = model.mixing_weights(**inputs)
+    layer, seen = next(iter(model.poly_layers().values())), []
+    layer.poly_router["default"].register_forward_hook(lambda *args: seen.append(args[2]))
+    mask = (inputs["labels"] == -100).tolist()
+    how = {"label_smoothing_factor": 0.1, "per_device_eval_batch_size": BATCH}
+    trainer_of(model, tmp_path, "llama", **how).evaluate(dataset("llama", prompt_mask=mask))
+    torch.testing.assert_close(seen[0], wanted[layer.name])
+
+
 # The class
 
 
