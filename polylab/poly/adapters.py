@@ -11,10 +11,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from polylab.poly import exporting, io
+from polylab.poly import io
 from polylab.poly.config import PolyConfig
 from polylab.poly.granularity import router_seats
-from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.injection import (
     default_targets,
     find_targets,
@@ -23,6 +22,7 @@ from polylab.poly.injection import (
     wrap_targets,
 )
 from polylab.poly.layers import PolyLayer, make_combine
+from polylab.poly.tied import name_tied_weights_once
 
 __all__ = ["AdaptedModel"]
 
@@ -53,8 +53,10 @@ class AdaptedModel(nn.Module):
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}
         self._observers: list[RemovableHandle] = []
+        self._active_layers: dict[str, PolyLayer] = {}
         self.active_adapter = adapter_name
         self.add_adapter(adapter_name, config)
+        name_tied_weights_once(self)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -77,9 +79,9 @@ class AdaptedModel(nn.Module):
         """The adapted layers by their name in the base model, in module order."""
         return poly_layers(self.model)
 
-    def _active_layers(self) -> dict[str, PolyLayer]:
-        layers = self.poly_layers().items()
-        return {name: layer for name, layer in layers if self.active_adapter in layer.poly_lora_A}
+    def active_layers(self) -> dict[str, PolyLayer]:
+        """Those that the active adapter is in. Kept: every call asks for them."""
+        return self._active_layers
 
     @property
     def active_adapters(self) -> list[str]:
@@ -113,6 +115,8 @@ class AdaptedModel(nn.Module):
         for layer in self.poly_layers().values():
             layer.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
+        layers = self.poly_layers().items()
+        self._active_layers = {key: layer for key, layer in layers if name in layer.poly_lora_A}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; if it was active, the first remaining one becomes active.
@@ -129,56 +133,6 @@ class AdaptedModel(nn.Module):
         del self.peft_config[adapter_name]
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
-
-    def add_tasks(
-        self, tasks: int | Sequence[str], *, like: int | str = "fresh", adapter_name: str = ""
-    ) -> None:
-        """Append tasks to a trained adapter; what the old ones compute stays bit for bit.
-
-        The adapter's parameters are new objects afterwards: make a new optimiser.
-
-        Args:
-            tasks: Their names; or how many, for an adapter without names.
-            like: Where their routing starts: `fresh`, `mean` of all old tasks, or a task's name or
-                id.
-            adapter_name: The active one by default.
-
-        Raises:
-            ValueError: If a name is taken or unknown, or the router cannot grow.
-        """
-        add_tasks(self, adapter_name or self.active_adapter, tasks, like=like)
-
-    def add_skills(self, n_skills: int, *, adapter_name: str = "") -> None:
-        """Append skills to a trained adapter, shut for all old tasks, whose outputs stay.
-
-        A later task mixes all of them. New parameters as in `add_tasks`.
-
-        Raises:
-            ValueError: If the number is below 1, or the router cannot grow.
-        """
-        add_skills(self, adapter_name or self.active_adapter, n_skills)
-
-    def combine_adapters(self, adapter_names: Sequence[str], new_name: str) -> None:
-        """Add an adapter with the tasks and the skills of several, side by side.
-
-        Each task computes what it did; the skills of the others are shut for it.
-
-        Raises:
-            ValueError: If the adapters differ in more than tasks and skills, or two tasks share a
-                name.
-        """
-        combine_adapters(self, adapter_names, new_name)
-
-    def average_skills(self, new_name: str, *, adapter_name: str = "") -> None:
-        """Add an adapter of one shared skill, the mean of all: Poly-mu and MHR-mu.
-
-        https://arxiv.org/abs/2211.03831. It computes what the `uniform` routing of the
-        old adapter does.
-
-        Raises:
-            ValueError: If the update is not that of averaged factors.
-        """
-        average_skills(self, adapter_name or self.active_adapter, new_name)
 
     def config_of(self, adapter_name: str) -> PolyConfig:
         """The configuration of an adapter.
@@ -246,28 +200,6 @@ class AdaptedModel(nn.Module):
             directory = Path(save_directory) / ("" if name == "default" else name)
             config = self.config_of(name)
             io.write_adapter(directory, config, model=self.model, adapter_name=name)
-
-    def export_lora(
-        self, task: str | int, directory: str | Path, *, adapter_name: str | None = None
-    ) -> None:
-        """Write one task's adapter as a plain PEFT LoRA.
-
-        Raises:
-            ValueError: If the adapter is routed by the input, or there is no such task or adapter.
-        """
-        exporting.export_lora(self, task, directory, adapter_name=adapter_name)
-
-    def merge_and_unload(self, task: str | int, *, adapter_name: str | None = None) -> nn.Module:
-        """The plain base model with one task's update in its weights; this object is spent.
-
-        Raises:
-            ValueError: As `export_lora`, or if a weight is quantised or tied.
-        """
-        return exporting.merge_task(self, task, adapter_name=adapter_name)
-
-    def unload(self) -> nn.Module:
-        """The plain base model with its own weights, frozen; this object is spent."""
-        return exporting.unwrap(self)
 
     def forget(self) -> None:
         """Hold no adapter: the base model has been taken out."""

@@ -26,7 +26,7 @@ _FREE = ("n_tasks", "n_skills", "task_names", "inference_mode", "init", "init_we
 def add_tasks(
     model: AdaptedModel, name: str, tasks: int | Sequence[str], *, like: int | str
 ) -> None:
-    """See `AdaptedModel.add_tasks`."""
+    """See `PolyModel.add_tasks`."""
     old = model.config_of(name)
     names, n_new = _names(old, tasks), tasks if isinstance(tasks, int) else len(tasks)
     if n_new < 1:
@@ -41,7 +41,7 @@ def add_tasks(
 
 
 def add_skills(model: AdaptedModel, name: str, n_skills: int) -> None:
-    """See `AdaptedModel.add_skills`."""
+    """See `PolyModel.add_skills`."""
     old = model.config_of(name)
     if not isinstance(n_skills, int) or n_skills < 1:
         raise ValueError(f"n_skills={n_skills!r}: give the number of new skills, at least 1.")
@@ -54,7 +54,7 @@ def add_skills(model: AdaptedModel, name: str, n_skills: int) -> None:
 
 
 def combine_adapters(model: AdaptedModel, names: Sequence[str], new_name: str) -> None:
-    """See `AdaptedModel.combine_adapters`."""
+    """See `PolyModel.combine_adapters`."""
     configs = [model.config_of(name) for name in names]
     if len({*names}) < 2:
         raise ValueError(f"adapter_names={[*names]}: give at least two different adapters.")
@@ -73,7 +73,7 @@ def combine_adapters(model: AdaptedModel, names: Sequence[str], new_name: str) -
 
 @torch.no_grad()
 def average_skills(model: AdaptedModel, name: str, new_name: str) -> None:
-    """See `AdaptedModel.average_skills`."""
+    """See `PolyModel.average_skills`."""
     old = model.config_of(name)
     if old.combine != "factors" or old.poly_type in ("c-poly", "private"):
         raise ValueError(
