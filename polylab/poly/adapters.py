@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from polylab.poly import exporting, io
 from polylab.poly.config import PolyConfig
 from polylab.poly.granularity import router_seats
+from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.injection import (
     default_targets,
     find_targets,
@@ -129,8 +130,58 @@ class AdaptedModel(nn.Module):
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
 
+    def add_tasks(
+        self, tasks: int | Sequence[str], *, like: int | str = "fresh", adapter_name: str = ""
+    ) -> None:
+        """Append tasks to a trained adapter; what the old ones compute stays bit for bit.
+
+        The adapter's parameters are new objects afterwards: make a new optimiser.
+
+        Args:
+            tasks: Their names; or how many, for an adapter without names.
+            like: Where their routing starts: `fresh`, `mean` of all old tasks, or a task's name or
+                id.
+            adapter_name: The active one by default.
+
+        Raises:
+            ValueError: If a name is taken or unknown, or the router cannot grow.
+        """
+        add_tasks(self, adapter_name or self.active_adapter, tasks, like=like)
+
+    def add_skills(self, n_skills: int, *, adapter_name: str = "") -> None:
+        """Append skills to a trained adapter, shut for all old tasks, whose outputs stay.
+
+        A later task mixes all of them. New parameters as in `add_tasks`.
+
+        Raises:
+            ValueError: If the number is below 1, or the router cannot grow.
+        """
+        add_skills(self, adapter_name or self.active_adapter, n_skills)
+
+    def combine_adapters(self, adapter_names: Sequence[str], new_name: str) -> None:
+        """Add an adapter with the tasks and the skills of several, side by side.
+
+        Each task computes what it did; the skills of the others are shut for it.
+
+        Raises:
+            ValueError: If the adapters differ in more than tasks and skills, or two tasks share a
+                name.
+        """
+        combine_adapters(self, adapter_names, new_name)
+
+    def average_skills(self, new_name: str, *, adapter_name: str = "") -> None:
+        """Add an adapter of one shared skill, the mean of all: Poly-mu and MHR-mu.
+
+        https://arxiv.org/abs/2211.03831. It computes what the `uniform` routing of the
+        old adapter does.
+
+        Raises:
+            ValueError: If the update is not that of averaged factors.
+        """
+        average_skills(self, adapter_name or self.active_adapter, new_name)
+
     def config_of(self, adapter_name: str) -> PolyConfig:
-        """The configuration of one adapter.
+        """The configuration of an adapter.
 
         Raises:
             ValueError: If there is no such adapter.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from polylab.poly.prompts import check_prompts, pool_prompt, prompt_before_labels
 from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
@@ -108,7 +109,7 @@ def observe_prompts(model: nn.Module) -> list[RemovableHandle]:
     """
     encoder = encoder_of(model)
     names, causal = parameter_names(model), is_causal(model)
-    handles = _observe_embeddings(*(part for part in (model, encoder) if part is not None))
+    handles = _observe_embeddings(model)
     if encoder is None:
 
         def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -136,18 +137,16 @@ def observe_prompts(model: nn.Module) -> list[RemovableHandle]:
     ]
 
 
-def _observe_embeddings(*models: nn.Module) -> list[RemovableHandle]:
+def _observe_embeddings(model: nn.Module) -> list[RemovableHandle]:
     """Routers of the embeddings, which layers share, are evaluated once the first are known."""
 
     def see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
         _weigh_shared(output)
 
-    tables = [getattr(model, "get_input_embeddings", lambda: None)() for model in models]
-    return [
-        table.register_forward_hook(see_embeddings)
-        for table in {id(table): table for table in tables}.values()
-        if isinstance(table, nn.Module)
-    ]
+    # Each stack may have a table of its own; the first that is called is the prompt's.
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    tables = {id(table): table for table in (part.get_input_embeddings() for part in parts)}
+    return [table.register_forward_hook(see_embeddings) for table in tables.values()]
 
 
 def _weigh_shared(embeddings: Tensor) -> None:

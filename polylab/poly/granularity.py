@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from polylab.poly.config import PolyConfig
+from polylab.poly.linears import features_of
+from polylab.poly.routers import make_router
 from polylab.poly.structure import embedding_width, encoder_of, widths
 
 __all__ = ["KEYWORDS", "Seat", "router_groups", "router_seats"]
@@ -41,6 +44,8 @@ def router_seats(
     """
     groups = router_groups(model, targets, config.granularity)
     reads: Mapping[str, int | None] = widths(model, targets)
+    if _reads_tokens(config, targets):
+        reads = dict.fromkeys(targets)
     if config.router_input == "embeddings":
         reads = dict.fromkeys(targets, embedding_width(model))
         groups = groups or {name: name for name in targets}
@@ -48,6 +53,13 @@ def router_seats(
         return {name: Seat(None, reads[name], leads=True) for name in targets}
     first = {group: name for name, group in reversed([*groups.items()])}
     return {name: Seat(g, reads[name], leads=first[g] == name) for name, g in groups.items()}
+
+
+def _reads_tokens(config: PolyConfig, targets: Mapping[str, nn.Module]) -> bool:
+    """Whether each layer is routed by its own tokens, also beside an encoder."""
+    d_in = features_of(next(iter(targets.values())))[0]
+    with torch.device("meta"):  # a class of the user's own knows only when it is made
+        return make_router(config, d_in).reads == "tokens"
 
 
 def router_groups(

@@ -217,7 +217,7 @@ class PolyModel(AdaptedModel):
                 routing.noise = self._noise.key(len(ids))
         if router.reads is None:
             weigh_shared(layers.values(), routing, None)
-        else:
+        elif config.router_input == "embeddings":
             routing.weigh_shared = partial(weigh_shared, [*layers.values()])
         return routing
 
