@@ -94,7 +94,8 @@ _PLAIN_LORA: dict[str, Any] = {
 
 def _with_patterns(key: str, pattern: str, values: Mapping[str, float]) -> dict[str, Any]:
     """The most common value for all layers, and a pattern for each layer that differs from it."""
-    plain = {n: int(v) if float(v).is_integer() else v for n, v in values.items()}
+    plain = {n: float(f"{v:.12g}") for n, v in values.items()}  # 49 * (1 / 49) is below 1
+    plain = {n: int(v) if v.is_integer() else v for n, v in plain.items()}
     common = Counter(plain.values()).most_common(1)[0][0]
     # PEFT reads the keys as regular expressions that end the name
     others = {f"^{n.replace('.', '[.]')}": v for n, v in plain.items() if v != common}

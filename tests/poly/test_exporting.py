@@ -114,6 +114,13 @@ def test_layers_of_another_rank_and_scale_get_patterns(tmp_path):
     assert other.scaling["default"] == 1 / 3
 
 
+def test_alpha_is_a_round_number(tmp_path):
+    poly("llama", r=49).export_lora(0, tmp_path)
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert 49 * (1 / 49) != 1
+    assert (values["r"], values["lora_alpha"], values["alpha_pattern"]) == (49, 1, {})
+
+
 def test_a_named_adapter_and_one_that_is_not_everywhere(tmp_path):
     model = poly_of("llama")
     model.add_adapter("second", config_of("llama", r=2, n_tasks=3, target_modules=["o_proj"]))
