@@ -14,6 +14,7 @@ from polylab.poly import io
 from polylab.poly.config import PolyConfig
 from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
 from polylab.poly.layers import PolyLayer
+from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
 from polylab.poly.structure import widths
 
 __all__ = ["AdaptedModel"]
@@ -90,6 +91,7 @@ class AdaptedModel(nn.Module):
         layers = wrap_targets(self.model, targets, d_router=widths(self.model, targets))
         for layer in layers.values():
             layer.update_layer(adapter_name, config)
+        wrap_saved(self.model, find_saved(self.model, config), adapter_name=adapter_name)
         self.peft_config[adapter_name] = config
         self.set_adapter(self.active_adapter)
 
@@ -103,6 +105,8 @@ class AdaptedModel(nn.Module):
         config = self._config_of(name)
         for layer in self.poly_layers().values():
             layer.set_adapter(name, inference_mode=config.inference_mode)
+        for module in saved_modules(self.model).values():
+            module.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -117,6 +121,8 @@ class AdaptedModel(nn.Module):
         for layer in self.poly_layers().values():
             if adapter_name in layer.poly_lora_A:
                 layer.delete_adapter(adapter_name)
+        for module in saved_modules(self.model).values():
+            module.delete_adapter(adapter_name)
         del self.peft_config[adapter_name]
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))

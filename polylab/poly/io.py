@@ -21,6 +21,8 @@ from polylab.poly.config import PolyConfig
 from polylab.poly.injection import find_targets
 from polylab.poly.layers import PolyLayer, make_router
 from polylab.poly.linears import features_of
+from polylab.poly.patterns import rank_of
+from polylab.poly.saved_modules import find_saved, saved_modules, tied_groups
 from polylab.poly.structure import is_causal, widths
 
 __all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "read_adapter", "write_adapter"]
@@ -32,7 +34,8 @@ _PREFIX = "base_model.model."
 # Ours, and without effect on what a trained adapter computes: kept out of a POLY config (PEFT warns
 # of unknown keys) and in the weights' metadata.
 _TRAINING_FIELDS = ("init", "noise", "noise_source", "temperature")
-_OURS = (*_TRAINING_FIELDS, "alpha", "task_names", "router_input")
+_LAYER_FIELDS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+_OURS = (*_TRAINING_FIELDS, "alpha", "task_names", "router_input", "use_rslora", *_LAYER_FIELDS)
 
 
 def write_adapter(
@@ -53,11 +56,14 @@ def write_adapter(
     if config.task_names is not None:
         ids = {name: i for i, name in enumerate(config.task_names)}
         (directory / TASKS_FILE).write_text(json.dumps(ids, indent=2, ensure_ascii=False) + "\n")
-    tensors = {
-        key: t.detach().cpu().contiguous() for key, t in _named(layers, adapter_name).items()
+    tensors = {  # cloned, for a file holds tied tensors once for each name
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in adapter_tensors(model, adapter_name).items()
     }
     save_file(tensors, directory / WEIGHTS_FILE, metadata=metadata)
-    (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    # The order of patterns counts: only the outermost keys are sorted.
+    values = dict(sorted(values.items()))
+    (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
@@ -103,6 +109,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
     want: dict[str, tuple[int, ...]] = {}
     for name, module in targets.items():
         want |= _shapes(name, module, config=config, d_router=reads[name])
+    copied = find_saved(model, config)
+    for name, module in copied.items():
+        for part, tensor in module.state_dict().items():
+            want[f"{_PREFIX}{name}.{part}"] = tuple(tensor.shape)
     have = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     lines = [f"missing: {key} {[*want[key]]}" for key in want if key not in have]
     lines += [f"unexpected: {key} {[*have[key]]}" for key in have if key not in want]
@@ -112,6 +122,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
         if key in have and have[key] != want[key]
     ]
     lines += [f"not finite: {k}" for k, t in tensors.items() if not torch.isfinite(t).all()]
+    for group in tied_groups(copied):
+        one, *others = (tensors.get(f"{_PREFIX}{name}") for name in group)
+        if any(t is not None and one is not None and not _equal(t, one) for t in others):
+            lines.append(f"tied in the model, but not equal in the file: {group}")
     if lines:
         rest = [f"... and {len(lines) - 12} more"] if len(lines) > 12 else []
         raise ValueError("\n".join(["the adapter's file does not fit:", *lines[:12], *rest]))
@@ -126,7 +140,12 @@ def copy_tensors(tensors: Mapping[str, Tensor], model: nn.Module, *, adapter_nam
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """One adapter's tensors under PEFT's key names, sharing memory with the model."""
-    return _named(_layers_of(model, adapter_name), adapter_name)
+    tensors = _named(_layers_of(model, adapter_name), adapter_name)
+    for name, module in saved_modules(model).items():
+        if adapter_name in module.modules_to_save:
+            copied = module.modules_to_save[adapter_name].state_dict(keep_vars=True)
+            tensors |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in copied.items()}
+    return tensors
 
 
 def _layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
@@ -150,7 +169,7 @@ def _shapes(
     name: str, module: nn.Module, *, config: PolyConfig, d_router: int | None
 ) -> dict[str, tuple[int, ...]]:
     (d_in, d_out), key = features_of(module), f"{_PREFIX}{name}"
-    splits, skills, rank = config.n_splits, config.skill_count, config.r
+    splits, skills, rank = config.n_splits, config.skill_count, rank_of(name, config)
     with torch.device("meta"):
         router = make_router(config, d_router or d_in).state_dict()
     return {
@@ -162,7 +181,9 @@ def _shapes(
 
 def _is_pefts(config: PolyConfig, layers: Mapping[str, PolyLayer]) -> bool:
     only_linear = all(isinstance(layer.base_layer, nn.Linear) for layer in layers.values())
-    return config.poly_type == "poly" and config.alpha == 1 and only_linear
+    everywhere = config.layers_to_transform is None
+    same = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
+    return config.poly_type == "poly" and config.alpha == 1 and only_linear and everywhere and same
 
 
 def _task_type(model: nn.Module) -> str | None:
@@ -171,6 +192,10 @@ def _task_type(model: nn.Module) -> str | None:
         return "CAUSAL_LM"
     can_generate = getattr(model, "can_generate", None)
     return "SEQ_2_SEQ_LM" if can_generate is not None and can_generate() else None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) if one.shape == other.shape else True  # said already
 
 
 def _existing(directory: Path, name: str) -> Path:

@@ -71,11 +71,20 @@ class PolyModel(AdaptedModel):
         super().__init__(model, config, adapter_name)
         self._names = parameter_names(model)
         self._encoder_decoder = encoder_of(model) is not None
-        self._checkpointable = tuple(
-            m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None
-        )
         self._noise = KeyedNoise()
         observe_prompts(model)
+
+    def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
+        """Add a fresh adapter; `set_adapter` makes it the active one.
+
+        Raises:
+            ValueError: If the name is taken or has a dot, or `config` does not fit the model.
+        """
+        super().add_adapter(adapter_name, config)
+        modules = self.model.modules()  # those that were copied among them
+        self._checkpointable = tuple(
+            m for m in modules if getattr(m, "gradient_checkpointing", None) is not None
+        )
 
     # Calls
 

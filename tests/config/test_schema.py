@@ -26,7 +26,8 @@ GIVEN: dict[str, set[str]] = {
 }
 # defaults that differ on purpose
 DIFFERENT = {
-    "AdapterSchema": {"noise_source"},  # keyed: the same on any number of ranks
+    # keyed: the same on any number of ranks; {} would take no new keys from an override
+    "AdapterSchema": {"noise_source", "rank_pattern", "alpha_pattern"},
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
 PAIRS: list[tuple[type, Callable[..., Any]]] = [
