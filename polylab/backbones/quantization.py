@@ -49,11 +49,6 @@ def quantization_options(quantization: str | None) -> dict[str, Any]:
 
 def prepare_quantized(model: PreTrainedModel) -> None:
     """Hold what is not quantised (norms, embeddings, the head) in float32, as PEFT does."""
-    for module in model.modules():
-        # On newer CPUs an evaluation would repack 4-bit weights for good, for a kernel that has no
-        # gradient: training after it would go wrong without a word.
-        if "support_avx512bf16_for_cpu" in vars(module):
-            vars(module)["support_avx512bf16_for_cpu"] = False
     for parameter in model.parameters():
         # a 4-bit weight may be stored as if it were bfloat16
         is_quantized = type(parameter).__name__ == "Params4bit"

@@ -14,6 +14,7 @@ from polylab.poly import io
 from polylab.poly.config import PolyConfig
 from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
 from polylab.poly.layers import PolyLayer
+from polylab.poly.linears import keep_differentiable
 from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
 from polylab.poly.structure import widths
 
@@ -39,6 +40,7 @@ class AdaptedModel(nn.Module):
                 "add_adapter(name, config), or start from a fresh base model."
             )
         find_targets(model, config)  # fails before anything is changed
+        keep_differentiable(model)
         self.model = model.requires_grad_(False)
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}

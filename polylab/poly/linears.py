@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["check_splits", "features_of", "float_dtype_of"]
+__all__ = ["check_splits", "features_of", "float_dtype_of", "keep_differentiable"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -51,6 +51,18 @@ def float_dtype_of(base_layer: nn.Module) -> torch.dtype:
         if dtype in _FLOATS:
             return dtype
     return torch.float32
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking the 4-bit weights of `model` in evaluations on newer CPUs.
+
+    The packed form, which would stay, is for a kernel without a gradient: layers before it would
+    learn nothing more, without a word. What is packed already is unpacked.
+    """
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+            module.state_dict()  # unpacks
 
 
 def check_splits(name: str, base_layer: nn.Module, *, n_splits: int) -> None:
