@@ -44,6 +44,6 @@ def pool_prompt(
             f"{[*x.shape]}. Give prompt_mask with one entry per token of the layer's input."
         )
     mask = prompt.to(x.device, x.dtype)[:, None]  # b 1 l
-    total = torch.bmm(mask, x.reshape(batch, seq, -1))[:, 0]
+    total = torch.bmm(mask, x.reshape(batch, seq, x.shape[-1]))[:, 0]
     count = prompt.to(x.device).sum(-1, keepdim=True, dtype=torch.float32)
     return total / count.clamp(min=1)
