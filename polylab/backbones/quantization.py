@@ -59,8 +59,8 @@ def prepare_quantized(model: PreTrainedModel) -> None:
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass instead of keeping them.
 
-    Not reentrant, so adapters get gradients although the frozen embeddings' output needs none. It
-    is marked as needing one all the same, for those who switch to the reentrant kind later.
+    transformers marks the embeddings' output as needing a gradient, which the reentrant kind would
+    need for the adapters to get theirs.
 
     Raises:
         ValueError: If the architecture has no checkpointing.
@@ -72,4 +72,3 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
         )
     former = model.gradient_checkpointing_enable
     getattr(model, "activation_checkpointing_enable", former)({"use_reentrant": False})
-    model.enable_input_require_grads()

@@ -68,8 +68,9 @@ class PolyConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """`alpha` of single layers, as `rank_pattern`."""
     modules_to_save: list[str] | None = None
-    """Suffixes of the names of modules (not adapted ones: embeddings, norms, heads) of which the
-    adapter trains and saves a copy of its own; the backbone's stays frozen."""
+    """Ends of the names of modules (not adapted ones: embeddings, norms, heads) of which the
+    adapter trains and saves a copy of its own; the backbone's stays frozen. As in PEFT not in whole
+    parts: `norm` also means `input_layernorm`, and `model.norm` does not."""
     init_weights: bool = True
     """Start from B = 0, the base model exactly. False: B is random like A."""
     poly_type: str = "poly"
@@ -199,7 +200,9 @@ class PolyConfig:
         if self.target_modules is not None and not self.target_modules:
             yield f"target_modules={self.target_modules!r} is empty: name at least one module."
         if isinstance(self.modules_to_save, str):
-            yield f"modules_to_save={self.modules_to_save!r} is a string: give a list of suffixes."
+            yield f"modules_to_save={self.modules_to_save!r} is a string: give a list of names."
+        elif self.modules_to_save and "" in self.modules_to_save:
+            yield f"modules_to_save={self.modules_to_save} has an empty name: leave it out."
         names = self.task_names
         if names is not None and len({*names}) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})

@@ -128,7 +128,9 @@ def is_inside(name: str, names: Iterable[str]) -> bool:
 
 
 def find_saved(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
-    """The frozen modules that `modules_to_save` names, in module order.
+    """The frozen modules whose names end in one of `modules_to_save`, in module order.
+
+    As in PEFT the ends need not be whole parts: `norm` means every `input_layernorm` too.
 
     Raises:
         ValueError: If a suffix matches nothing (with near misses), or a module cannot be copied
@@ -139,9 +141,9 @@ def find_saved(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
     if not suffixes:
         return {}
     modules = base_modules(model, remove_duplicate=False)
-    found = {name: module for name, module in modules.items() if has_suffix(name, suffixes)}
+    found = {name: module for name, module in modules.items() if name.endswith((*suffixes,))}
     for suffix in suffixes:
-        if not any(has_suffix(name, [suffix]) for name in found):
+        if not any(name.endswith(suffix) for name in found):
             raise ValueError(_no_match(suffix, modules, kind=type(model).__name__))
     adapted = [name for name, module in model.named_modules() if isinstance(module, PolyLayer)]
     for name, module in found.items():
@@ -222,5 +224,5 @@ def _no_match(suffix: str, modules: Mapping[str, nn.Module], *, kind: str) -> st
     hint = f" Near misses: {near}." if near else ""
     return (
         f"modules_to_save has {suffix!r}, which matches no module of {kind}.{hint} Give the ends "
-        "of module names, in whole parts."
+        "of module names."
     )
