@@ -27,7 +27,7 @@ class PolyLayer(nn.Module):
     https://arxiv.org/abs/2211.03831. Task ids come from the `Routing` of the running forward.
 
     Args:
-        base_layer: An `nn.Linear`, also a quantised one of bitsandbytes, or transformers' `Conv1D` (a
+        base_layer: An `nn.Linear`, also one of bitsandbytes, or transformers' `Conv1D` (a
             linear with a transposed weight).
         name: The layer's name in the base model.
         index: Its position among the adapted layers.
