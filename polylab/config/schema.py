@@ -41,11 +41,28 @@ class AdapterSchema:
     use_rslora: bool = False
     init_weights: bool = True
     init: str = "peft"
-    noise: str = "relaxed_bernoulli"
+    combine: Any = "factors"
+    dropout: float = 0.0
+    trainable: str = "all"
+    n_private: int = 1
+    allocation: list[list[float]] | None = None
+    noise: Any = "relaxed_bernoulli"
+    noise_per: str = "example"
     # training draws for the global batch: the same on any number of ranks and after a resume
     noise_source: str = "keyed"
     temperature: float = 1.0
+    granularity: str = "linear"
+    uniform_share: float = 0.0
+    priors: dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(
+            ["ibp", "entropy", "load_balance", "mutual_information"], 0
+        )
+    )
+    router: dict[str, Any] | None = None
     router_input: str = "layer"
+    router_level: str = "sequence"
+    gating: str = "softmax"
+    top_k: int | None = None
 
 
 @dataclass
@@ -96,6 +113,7 @@ class OptimSchema:
     total_steps: int | None = None
     clip: float | None = None
     router: str = "dense"
+    anneal_steps: int = 0
 
 
 @dataclass

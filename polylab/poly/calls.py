@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from polylab.poly.prompts import pool_prompt, prompt_before_labels
+from polylab.poly.prompts import check_prompts, pool_prompt, prompt_before_labels
 from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
 from polylab.poly.structure import encoder_of, is_causal, named_inputs, parameter_names
 
-__all__ = ["RoutedModule", "check_prompt_mask", "guard_checkpoints", "observe_prompts"]
+__all__ = [
+    "RoutedModule",
+    "check_prompt_mask",
+    "check_segment_ids",
+    "guard_checkpoints",
+    "observe_prompts",
+]
 
 
 class RoutedModule(nn.Module):
@@ -30,11 +37,15 @@ class RoutedModule(nn.Module):
         *args: Any,
         task_ids: object = None,
         prompt_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The module's output under the routing of these ids."""
         inputs = named_inputs(self._names, args, kwargs)
-        previous = enter(self._make_routing(inputs, task_ids, prompt_mask=prompt_mask))
+        routing = self._make_routing(
+            inputs, task_ids, prompt_mask=prompt_mask, segment_ids=segment_ids
+        )
+        previous = enter(routing)
         try:
             return self.module(*args, **kwargs)
         finally:
@@ -70,6 +81,26 @@ def check_prompt_mask(
     return prompt_mask.bool()
 
 
+def check_segment_ids(
+    segment_ids: Tensor | None, batch: int | None, *, seq: int | None
+) -> Tensor | None:
+    """The ids of a packed row's examples, as int64.
+
+    Raises:
+        ValueError: If they are no integers, or their shape is not that of the input.
+    """
+    if segment_ids is None:
+        return None
+    shape = tuple(segment_ids.shape)
+    if segment_ids.is_floating_point() or shape != (batch, seq):
+        raise ValueError(
+            f"segment_ids has shape {[*shape]} and dtype {segment_ids.dtype}. Give integers of "
+            f"shape {[batch, seq]} (batch, seq), one number for each example of a packed row; an "
+            "encoder-decoder model takes none."
+        )
+    return segment_ids.long()
+
+
 def observe_prompts(model: nn.Module) -> None:
     """Let every call of `model` fill `Routing.prompt` and `Routing.encoder`, where read.
 
@@ -77,6 +108,7 @@ def observe_prompts(model: nn.Module) -> None:
     """
     encoder = encoder_of(model)
     names, causal = parameter_names(model), is_causal(model)
+    _observe_embeddings(model)
     if encoder is None:
 
         def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -102,9 +134,32 @@ def observe_prompts(model: nn.Module) -> None:
     model.register_forward_pre_hook(see_given_output, with_kwargs=True)
 
 
+def _observe_embeddings(model: nn.Module) -> None:
+    """Routers of the embeddings, which layers share, are evaluated once the first are known."""
+
+    def see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
+        _weigh_shared(output)
+
+    # Each stack may have a table of its own; the first that is called is the prompt's.
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    tables = {id(table): table for table in (part.get_input_embeddings() for part in parts)}
+    for table in tables.values():
+        table.register_forward_hook(see_embeddings)
+
+
+def _weigh_shared(embeddings: Tensor) -> None:
+    routing = current()
+    if routing is not None and routing.weigh_shared is not None:
+        weigh, routing.weigh_shared = routing.weigh_shared, None
+        weigh(
+            routing,
+            pool_prompt(embeddings, routing.prompt, segments=routing.segments, where="embeddings"),
+        )
+
+
 def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:
     routing = current()
-    if routing is None or not routing.reads_prompt:
+    if routing is None or routing.reads is None:
         return
     tokens = inputs.get("input_ids")
     tokens = inputs.get("inputs_embeds") if tokens is None else tokens
@@ -112,18 +167,24 @@ def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:
         return
     rows = tokens.shape[0]
     if routing.prompt is not None:
+        if inputs.get("inputs_embeds") is not None:
+            _weigh_shared(tokens)
         if routing.prompt.shape[0] != rows and rows % routing.prompt.shape[0] == 0:  # beams
             times = rows // routing.prompt.shape[0]
             routing.prompt = routing.prompt.repeat_interleave(times, dim=0)
         return
     attended = _attended(inputs.get("attention_mask"), tokens)
-    labels = inputs.get("labels") if causal else None
-    routing.prompt = prompt_before_labels(attended, labels)
+    labels = inputs.get("labels") if causal and routing.reads == "prompt" else None
+    routing.prompt = prompt_before_labels(attended, labels, routing.segments)
+    if labels is not None and routing.segments is None:
+        check_prompts(routing.prompt)
+    if inputs.get("inputs_embeds") is not None:  # then the table of embeddings is not called
+        _weigh_shared(tokens)
 
 
 def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:
     routing = current()
-    if routing is None or not routing.reads_prompt or routing.encoder is not None:
+    if routing is None or routing.reads != "prompt" or routing.encoder is not None:
         return
     prompt = routing.prompt
     if prompt is None:
@@ -135,6 +196,9 @@ def _attended(attention_mask: Tensor | None, tokens: Tensor) -> Bool[Tensor, "ba
     if attention_mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if attention_mask.ndim != 2:
+        routing = current()
+        if routing is not None and routing.reads == "tokens":
+            return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         raise ValueError(
             f"attention_mask has shape {[*attention_mask.shape]}, which does not say what the "
             "prompt is. Give prompt_mask, [batch, seq]."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from polylab.poly.config import PolyConfig
+from polylab.poly.config import BOOKKEEPING, PolyConfig
+from polylab.poly.granularity import Seat, router_seats
 from polylab.poly.injection import find_targets
-from polylab.poly.layers import PolyLayer, make_router
+from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of
 from polylab.poly.patterns import rank_of
+from polylab.poly.routers import make_router
 from polylab.poly.saved_modules import find_saved, saved_modules, tied_groups
-from polylab.poly.structure import is_causal, widths
+from polylab.poly.structure import is_causal
 
 __all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "read_adapter", "write_adapter"]
 
@@ -31,11 +34,18 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 _PREFIX = "base_model.model."
+_PEFTS = (
+    *("r", "target_modules", "exclude_modules", "modules_to_save", "init_weights", "poly_type"),
+    *("n_tasks", "n_skills", "n_splits", "inference_mode"),
+)
 # Ours, and without effect on what a trained adapter computes: kept out of a POLY config (PEFT warns
 # of unknown keys) and in the weights' metadata.
-_TRAINING_FIELDS = ("init", "noise", "noise_source", "temperature")
-_LAYER_FIELDS = ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
-_OURS = (*_TRAINING_FIELDS, "alpha", "task_names", "router_input", "use_rslora", *_LAYER_FIELDS)
+_TRAINING_FIELDS = (
+    *("init", "noise", "noise_per", "noise_source", "temperature"),
+    *("dropout", "trainable", "priors"),
+)
+# Ours, and at their defaults in every adapter that PEFT computes alike.
+_OURS = tuple(item.name for item in fields(PolyConfig) if item.name not in (*BOOKKEEPING, *_PEFTS))
 
 
 def write_adapter(
@@ -105,10 +115,10 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
         ValueError: With the difference.
     """
     targets = find_targets(model, config)
-    reads = widths(model, targets)
+    seats = router_seats(model, targets, config)
     want: dict[str, tuple[int, ...]] = {}
     for name, module in targets.items():
-        want |= _shapes(name, module, config=config, d_router=reads[name])
+        want |= _shapes(name, module, config=config, seat=seats[name])
     copied = find_saved(model, config)
     for name, module in copied.items():
         for part, tensor in module.state_dict().items():
@@ -156,22 +166,29 @@ def _layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
 
 def _named(layers: Mapping[str, PolyLayer], adapter_name: str) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for name, layer in layers.items():
         key = f"{_PREFIX}{name}"
         named[f"{key}.poly_lora_A"] = layer.poly_lora_A[adapter_name]
         named[f"{key}.poly_lora_B"] = layer.poly_lora_B[adapter_name]
-        for part, tensor in layer.router(adapter_name).state_dict(keep_vars=True).items():
+        router = layer.router(adapter_name)
+        if id(router) in seen:  # saved with the first layer of its group
+            continue
+        seen.add(id(router))
+        for part, tensor in router.state_dict(keep_vars=True).items():
             named[f"{key}.poly_router.{part}"] = tensor
     return named
 
 
 def _shapes(
-    name: str, module: nn.Module, *, config: PolyConfig, d_router: int | None
+    name: str, module: nn.Module, *, config: PolyConfig, seat: Seat
 ) -> dict[str, tuple[int, ...]]:
     (d_in, d_out), key = features_of(module), f"{_PREFIX}{name}"
-    splits, skills, rank = config.n_splits, config.skill_count, rank_of(name, config)
-    with torch.device("meta"):
-        router = make_router(config, d_router or d_in).state_dict()
+    splits, skills, rank = config.n_splits, config.bank_size, rank_of(name, config)
+    router: dict[str, Tensor] = {}
+    if seat.leads:
+        with torch.device("meta"):
+            router = make_router(config, seat.d_router or d_in).state_dict()
     return {
         f"{key}.poly_lora_A": (splits, skills, d_in // splits, rank),
         f"{key}.poly_lora_B": (splits, skills, rank, d_out // splits),
@@ -181,9 +198,10 @@ def _shapes(
 
 def _is_pefts(config: PolyConfig, layers: Mapping[str, PolyLayer]) -> bool:
     only_linear = all(isinstance(layer.base_layer, nn.Linear) for layer in layers.values())
-    everywhere = config.layers_to_transform is None
-    same = not (config.rank_pattern or config.alpha_pattern or config.use_rslora)
-    return config.poly_type == "poly" and config.alpha == 1 and only_linear and everywhere and same
+    plain = PolyConfig()
+    free = (*_TRAINING_FIELDS, "task_names")
+    differ = any(getattr(config, f) != getattr(plain, f) for f in _OURS if f not in free)
+    return config.poly_type == "poly" and only_linear and not differ
 
 
 def _task_type(model: nn.Module) -> str | None:

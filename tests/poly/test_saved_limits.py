@@ -145,3 +145,53 @@ def test_any_module_of_torch(tolerance):
     copied = norm.modules_to_save["default"].eval()
     wanted = net[2](copied(net[0].base_layer(x)))
     torch.testing.assert_close(model.eval()(x, task_ids=ids), wanted, **tolerance)
+
+
+# Adapters that grow and merge
+
+
+def test_growing_keeps_the_copies_and_the_ranks():
+    names = ["lm_head", "model.norm"]
+    model = poly("llama", modules_to_save=names, rank_pattern={"q_proj": 2}, use_rslora=True)
+    wanted = output_of(model, "llama", task_ids=task_ids())
+    model.add_tasks(2)
+    model.add_skills(1)
+    assert torch.equal(output_of(model, "llama", task_ids=task_ids()), wanted)
+    assert {layer.r["default"] for layer in model.poly_layers().values()} == {2, 3}
+    assert (
+        sum(".modules_to_save." in n for n, p in model.named_parameters() if p.requires_grad) == 2
+    )
+
+
+def test_averaging_takes_the_copies_along(tolerance):
+    model = poly("llama", modules_to_save=["lm_head"], alpha_pattern={"q_proj": 3.0})
+    with model.routing("uniform"):
+        wanted = output_of(model, "llama", task_ids=task_ids())
+    model.average_skills("mean")
+    model.set_adapter("mean")
+    torch.testing.assert_close(output_of(model, "llama"), wanted, **tolerance)
+    head = saved_modules(model.get_base_model())["lm_head"]
+    weights = [head.modules_to_save[name].weight for name in ("default", "mean")]
+    assert torch.equal(*weights)
+    assert weights[0] is not weights[1]
+
+
+def test_copies_cannot_be_combined():
+    model = poly("llama", modules_to_save=["lm_head"])
+    model.add_adapter("b", config_of("llama", modules_to_save=["lm_head"]))
+    with pytest.raises(
+        ValueError, match=r"\['default', 'b'\] have modules_to_save=\[\['lm_head'\]"
+    ):
+        model.combine_adapters(["default", "b"], "both")
+    assert [*model.peft_config] == ["default", "b"]
+
+
+def test_layers_that_share_a_router_may_differ_in_rank(tmp_path):
+    changes = {"granularity": "model", "rank_pattern": {"q_proj": 2}, "combine": "products"}
+    model = poly("llama", **changes)
+    wanted = output_of(model, "llama", task_ids=task_ids())
+    a, b = model.poly_layers()["model.layers.1.self_attn.q_proj"].task_factors("default", 3)
+    assert (a.shape[1], b.shape[0]) == (10, 10)  # 5 skills of rank 2
+    model.save_pretrained(tmp_path)
+    loaded = PolyModel.from_pretrained(base("llama"), tmp_path)
+    assert torch.equal(output_of(loaded, "llama", task_ids=task_ids()), wanted)
