@@ -179,7 +179,7 @@ class AdaptedModel(nn.Module):
     def average_skills(self, new_name: str, *, adapter_name: str = "") -> None:
         """Add an adapter of one shared skill, the mean of all: Poly-mu and MHR-mu.
 
-        https://arxiv.org/abs/2211.03831, section 3.3. It computes what the `uniform` routing of the
+        https://arxiv.org/abs/2211.03831. It computes what the `uniform` routing of the
         old adapter does.
 
         Raises:

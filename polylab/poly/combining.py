@@ -60,8 +60,8 @@ class Combine(ABC):
 class AverageFactors(Combine):
     """`A* = concat_q sum_s w[q, s] A[q, s]`, `B*` likewise: rank r, quadratic in w.
 
-    What all released code computes (Polytropon, https://arxiv.org/abs/2202.13914, section 2.4; MHR,
-    https://arxiv.org/abs/2211.03831, Eq. 4).
+    What all released code computes (Polytropon, https://arxiv.org/abs/2202.13914; MHR,
+    https://arxiv.org/abs/2211.03831).
     """
 
     def factors(self, weights: _Weights, bank_a: BankA, bank_b: BankB) -> Factors:

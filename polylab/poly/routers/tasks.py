@@ -20,8 +20,8 @@ class TaskRouter(Router):
 
     In evaluation `z = sigmoid(Z)`; in training the `sampler` draws z around it, for each example or
     (`noise_per_task`) once for all examples of a task in the batch. Polytropon
-    (https://arxiv.org/abs/2202.13914, Eq. 2 to 4); heads as in MHR
-    (https://arxiv.org/abs/2211.03831, Eq. 3).
+    (https://arxiv.org/abs/2202.13914); heads as in MHR
+    (https://arxiv.org/abs/2211.03831).
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TaskRouter(Router):
 class CPolyRouter(TaskRouter):
     """`n_shared` skills of all tasks beside `n_private` ones of each task, normalised together.
 
-    C-Poly (https://arxiv.org/abs/2312.03248, section 3). The bank holds the shared skills, then
+    C-Poly (https://arxiv.org/abs/2312.03248). The bank holds the shared skills, then
     the private ones of task 0, of task 1, ...; a task's weight of another task's private skills is
     exactly 0. The joint normalisation is ours: the paper's text does not settle it.
     """
