@@ -87,14 +87,7 @@ def load_backbone(
         ConnectionError: If the hub cannot be reached and the files are not in the local cache.
         OSError: If the hub has no such repository or file, or the local files do not load.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"backbone.dtype={dtype} is not known; choose one of {', '.join(DTYPES)}.")
-    quantized = quantization_options(quantization)
-    if quantized and from_scratch:
-        raise ValueError(
-            f"backbone.quantization={quantization} with backbone.from_scratch=true: quantised "
-            "weights cannot be pretrained; leave one of the two out."
-        )
+    quantized = _precision_options(dtype, quantization, from_scratch=from_scratch)
     name = str(name_or_path)
     embedded = name in TINY_NAMES
     source = str(TINY_FOLDER) if embedded else name
@@ -125,6 +118,20 @@ def load_backbone(
     if gradient_checkpointing:
         enable_checkpointing(model)
     return Backbone(model.eval(), tokenizer, bool(config.is_encoder_decoder), name)
+
+
+def _precision_options(
+    dtype: str, quantization: str | None, *, from_scratch: bool
+) -> dict[str, Any]:
+    if dtype not in DTYPES:
+        raise ValueError(f"backbone.dtype={dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    quantized = quantization_options(quantization)
+    if quantized and from_scratch:
+        raise ValueError(
+            f"backbone.quantization={quantization} with backbone.from_scratch=true: quantised "
+            "weights cannot be pretrained; leave one of the two out."
+        )
+    return quantized
 
 
 def _torch_dtype(dtype: str) -> str | torch.dtype:
