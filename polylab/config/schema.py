@@ -178,10 +178,19 @@ class TrainSchema:
     logger: Any = None
 
 
+@dataclass
+class ExportSchema:
+    run: str = MISSING
+    to: str = MISSING
+    format: str = "lora"
+    task: str | None = None
+
+
 def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
     store(name="train_schema", node=TrainSchema, provider="polylab")
+    store(name="export_schema", node=ExportSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from polylab.poly import io
+from polylab.poly import exporting, io
 from polylab.poly.config import PolyConfig
 from polylab.poly.granularity import router_seats
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
@@ -21,7 +22,7 @@ from polylab.poly.injection import (
     seat_adapter,
     wrap_targets,
 )
-from polylab.poly.layers import PolyLayer
+from polylab.poly.layers import PolyLayer, make_combine
 from polylab.poly.linears import keep_differentiable
 from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
 
@@ -46,11 +47,15 @@ class AdaptedModel(nn.Module):
                 f"{type(model).__name__} is wrapped already. Add a second adapter with "
                 "add_adapter(name, config), or start from a fresh base model."
             )
-        router_seats(model, find_targets(model, config), config)  # fails before any change
+        # these fail before any change
+        router_seats(model, find_targets(model, config), config)
+        make_combine(config)
+        _check_name(adapter_name, ())
         keep_differentiable(model)
         self.model = model.requires_grad_(False)
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}
+        self._observers: list[RemovableHandle] = []
         self.active_adapter = adapter_name
         self.add_adapter(adapter_name, config)
 
@@ -90,15 +95,12 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If the name is taken or has a dot, or `config` does not fit the model.
         """
-        if adapter_name in self.peft_config or "." in adapter_name or not adapter_name:
-            raise ValueError(
-                f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: "
-                f"{[*self.peft_config]}."
-            )
+        _check_name(adapter_name, self.peft_config)
         config = _resolve(config, self.model)
         targets = find_targets(self.model, config)
         seats = router_seats(self.model, targets, config)
         copied = find_saved(self.model, config)
+        make_combine(config)
         layers = wrap_targets(self.model, targets)
         seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
         wrap_saved(self.model, copied, adapter_name=adapter_name)
@@ -235,6 +237,7 @@ class AdaptedModel(nn.Module):
             FileNotFoundError: If a file is missing.
             ValueError: If the name is taken, or the adapter does not fit the model.
         """
+        _check_name(adapter_name, self.peft_config)
         config, tensors = io.read_adapter(model_id)
         io.check_tensors(tensors, config, model=self.model)
         self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
@@ -252,6 +255,34 @@ class AdaptedModel(nn.Module):
             directory = Path(save_directory) / ("" if name == "default" else name)
             config = self.config_of(name)
             io.write_adapter(directory, config, model=self.model, adapter_name=name)
+
+    def export_lora(
+        self, task: str | int, directory: str | Path, *, adapter_name: str | None = None
+    ) -> None:
+        """Write one task's adapter as a plain PEFT LoRA.
+
+        Raises:
+            ValueError: If the adapter is routed by the input, or there is no such task or adapter.
+        """
+        exporting.export_lora(self, task, directory, adapter_name=adapter_name)
+
+    def merge_and_unload(self, task: str | int, *, adapter_name: str | None = None) -> nn.Module:
+        """The plain base model with one task's update in its weights; this object is spent.
+
+        Raises:
+            ValueError: As `export_lora`, or if a weight is quantised or tied.
+        """
+        return exporting.merge_task(self, task, adapter_name=adapter_name)
+
+    def unload(self) -> nn.Module:
+        """The plain base model with its own weights, frozen; this object is spent."""
+        return exporting.unwrap(self)
+
+    def forget(self) -> None:
+        """Hold no adapter: the base model has been taken out."""
+        self.peft_config.clear()
+        for handle in self._observers:
+            handle.remove()
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
@@ -274,6 +305,13 @@ class AdaptedModel(nn.Module):
         share = 100 * trainable / total
         print(
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
+
+
+def _check_name(adapter_name: str, taken: Iterable[str]) -> None:
+    if adapter_name in taken or "." in adapter_name or not adapter_name:
+        raise ValueError(
+            f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: {[*taken]}."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from polylab.poly.prompts import check_prompts, pool_prompt, prompt_before_labels
@@ -101,21 +102,20 @@ def check_segment_ids(
     return segment_ids.long()
 
 
-def observe_prompts(model: nn.Module) -> None:
+def observe_prompts(model: nn.Module) -> list[RemovableHandle]:
     """Let every call of `model` fill `Routing.prompt` and `Routing.encoder`, where read.
 
     By hooks, for `generate` calls the base model itself, with masks and rows that it prepares.
     """
     encoder = encoder_of(model)
     names, causal = parameter_names(model), is_causal(model)
-    _observe_embeddings(model)
+    handles = _observe_embeddings(model)
     if encoder is None:
 
         def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             _set_prompt(named_inputs(names, args, kwargs), causal=causal)
 
-        model.register_forward_pre_hook(see_inputs, with_kwargs=True)
-        return
+        return [*handles, model.register_forward_pre_hook(see_inputs, with_kwargs=True)]
     encoder_names = parameter_names(encoder)
 
     def see_encoder_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -129,12 +129,15 @@ def observe_prompts(model: nn.Module) -> None:
         if inputs.get("encoder_outputs") is not None:
             _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
 
-    encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True)
-    encoder.register_forward_hook(see_encoder_output)
-    model.register_forward_pre_hook(see_given_output, with_kwargs=True)
+    return [
+        *handles,
+        encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True),
+        encoder.register_forward_hook(see_encoder_output),
+        model.register_forward_pre_hook(see_given_output, with_kwargs=True),
+    ]
 
 
-def _observe_embeddings(model: nn.Module) -> None:
+def _observe_embeddings(model: nn.Module) -> list[RemovableHandle]:
     """Routers of the embeddings, which layers share, are evaluated once the first are known."""
 
     def see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
@@ -143,8 +146,7 @@ def _observe_embeddings(model: nn.Module) -> None:
     # Each stack may have a table of its own; the first that is called is the prompt's.
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     tables = {id(table): table for table in (part.get_input_embeddings() for part in parts)}
-    for table in tables.values():
-        table.register_forward_hook(see_embeddings)
+    return [table.register_forward_hook(see_embeddings) for table in tables.values()]
 
 
 def _weigh_shared(embeddings: Tensor) -> None:

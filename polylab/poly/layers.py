@@ -17,9 +17,9 @@ from polylab.poly.linears import check_splits, features_of, float_dtype_of
 from polylab.poly.patterns import rank_of, scaling_of
 from polylab.poly.routers import Router, make_router
 from polylab.poly.routing import Routing, TaskIds, current
-from polylab.poly.weighing import layer_weights
+from polylab.poly.weighing import layer_weights, mix_uniform
 
-__all__ = ["PolyLayer"]
+__all__ = ["PolyLayer", "make_combine"]
 
 _COMBINE: dict[str, type[AverageFactors] | type[SumProducts]] = {
     "factors": AverageFactors,
@@ -105,7 +105,7 @@ class PolyLayer(nn.Module):
         self.n_splits[adapter_name] = splits
         self.poly_type[adapter_name] = config.poly_type
         self.scaling[adapter_name] = scaling_of(self.name, config)
-        self.combine[adapter_name] = _combine(config)
+        self.combine[adapter_name] = make_combine(config)
         self.dropout[adapter_name] = config.dropout
         self.trainable[adapter_name] = config.trainable
         self.groups[adapter_name], self.d_router[adapter_name] = group, d_router
@@ -224,7 +224,7 @@ class PolyLayer(nn.Module):
 
     @torch.no_grad()
     def task_factors(
-        self, adapter_name: str, task: int
+        self, adapter_name: str, task: int, *, uniform_share: float = 0.0
     ) -> tuple[Float[Tensor, "d_in k"], Float[Tensor, "k d_out"]]:
         """A* and B* of one task without noise: its update is `scaling * (x A*) B*`.
 
@@ -242,6 +242,8 @@ class PolyLayer(nn.Module):
         bank_a, bank_b = self.poly_lora_A[adapter_name], self.poly_lora_B[adapter_name]
         ids = torch.tensor([task], device=bank_a.device)
         weights = router(ids, sample=False)
+        if uniform_share:
+            weights = mix_uniform(weights, router, ids=ids, share=uniform_share)
         a, b = self.combine[adapter_name].factors(weights, bank_a, bank_b)
         return a[0], b[0]
 
@@ -278,7 +280,12 @@ class PolyLayer(nn.Module):
         self.poly_router[adapter_name].requires_grad_(is_active and what != "skills")
 
 
-def _combine(config: PolyConfig) -> Combine:
+def make_combine(config: PolyConfig) -> Combine:
+    """The rule that `config.combine` names.
+
+    Raises:
+        ValueError: If it names a class that cannot be built.
+    """
     if is_custom(config.combine):
         assert isinstance(config.combine, dict)
         return build("combine", config.combine, kind=Combine, given={})

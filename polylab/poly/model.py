@@ -80,11 +80,12 @@ class PolyModel(AdaptedModel):
     def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
         self._priors: dict[str, list[WeightedPrior]] = {}
         self._uniform_shares: dict[str, Tensor] = {}
+        make_priors(config)  # fails before any change
         super().__init__(model, config, adapter_name)
         self._names = parameter_names(model)
         self._encoder_decoder = encoder_of(model) is not None
         self._noise = KeyedNoise()
-        observe_prompts(model)
+        self._observers = observe_prompts(model)
 
     def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
         """See `AdaptedModel.add_adapter`."""
@@ -194,7 +195,7 @@ class PolyModel(AdaptedModel):
         override = override_of(self)
         if override.disabled:
             return Routing(disabled=True)
-        config, layers = self.peft_config[self.active_adapter], self._active_layers()
+        config, layers = self.config_of(self.active_adapter), self._active_layers()
         router = next(iter(layers.values())).router(self.active_adapter)
         batch, seq = batch_shape(inputs)
         packed_seq = seq if packable else None

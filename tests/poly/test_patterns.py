@@ -6,8 +6,11 @@ import math
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from polylab import PolyConfig, PolyModel, get_peft_model
+from polylab.poly import io
+from polylab.poly.files import read_tensors
 from polylab.poly.injection import find_targets
 from polylab.poly.patterns import layer_index, rank_of, scaling_of
 from tests.poly.tiny import base, config_of, output_of, poly, task_ids
@@ -164,10 +167,22 @@ def test_on_disk_and_back(tmp_path):
     assert loaded.peft_config["default"].rank_pattern == patterns["rank_pattern"]
     layer = loaded.poly_layers()["model.layers.1.mlp.down_proj"]
     assert (layer.r["default"], layer.scaling["default"]) == (2, 1 / math.sqrt(2))
-    values["rank_pattern"] = {"down_proj": 5}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    config, tensors = io.read_adapter(tmp_path)
+    config.rank_pattern = {"down_proj": 5}
     with pytest.raises(ValueError, match=r"shape: .*down_proj.*A is .* 2\] in the file, .* 5\] in"):
-        PolyModel.from_pretrained(base("llama"), tmp_path)
+        io.check_tensors(tensors, config, model=base("llama"))
+
+
+@pytest.mark.parametrize("size", [640, 896, 1152, 1408])
+def test_a_header_of_any_length_is_no_pickle(size, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(2)}, path, metadata={"b": "c"})
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip().ljust(size)
+    path.write_bytes(size.to_bytes(8, "little") + header + content[end:])
+    tensors, metadata = read_tensors(tmp_path, path.name)
+    assert (tensors["a"].tolist(), metadata) == ([1, 1], {"b": "c"})
 
 
 @pytest.mark.parametrize(
