@@ -22,6 +22,8 @@ from polylab.poly.injection import (
     wrap_targets,
 )
 from polylab.poly.layers import PolyLayer, make_combine
+from polylab.poly.linears import keep_differentiable
+from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
 from polylab.poly.tied import name_tied_weights_once
 
 __all__ = ["AdaptedModel"]
@@ -49,6 +51,7 @@ class AdaptedModel(nn.Module):
         router_seats(model, find_targets(model, config), config)
         make_combine(config)
         _check_name(adapter_name, ())
+        keep_differentiable(model)
         self.model = model.requires_grad_(False)
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}
@@ -98,9 +101,11 @@ class AdaptedModel(nn.Module):
         config = _resolve(config, self.model)
         targets = find_targets(self.model, config)
         seats = router_seats(self.model, targets, config)
+        copied = find_saved(self.model, config)
         make_combine(config)
         layers = wrap_targets(self.model, targets)
         seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
+        wrap_saved(self.model, copied, adapter_name=adapter_name)
         self.peft_config[adapter_name] = config
         self.set_adapter(self.active_adapter)
 
@@ -114,6 +119,8 @@ class AdaptedModel(nn.Module):
         config = self.config_of(name)
         for layer in self.poly_layers().values():
             layer.set_adapter(name, inference_mode=config.inference_mode)
+        for module in saved_modules(self.model).values():
+            module.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
         layers = self.poly_layers().items()
         self._active_layers = {key: layer for key, layer in layers if name in layer.poly_lora_A}
@@ -130,6 +137,8 @@ class AdaptedModel(nn.Module):
         for layer in self.poly_layers().values():
             if adapter_name in layer.poly_lora_A:
                 layer.delete_adapter(adapter_name)
+        for module in saved_modules(self.model).values():
+            module.delete_adapter(adapter_name)
         del self.peft_config[adapter_name]
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))

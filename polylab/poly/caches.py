@@ -7,10 +7,9 @@ from typing import Any
 
 from transformers import Cache
 
-from polylab.poly.combining import Factors
 from polylab.poly.routing import Routing
 
-__all__ = ["keep_factors", "prefilled_factors"]
+__all__ = ["go_on", "keep_factors"]
 
 
 def keep_factors(output: Any, routing: Routing) -> None:
@@ -20,15 +19,16 @@ def keep_factors(output: Any, routing: Routing) -> None:
         cache.poly_factors = routing.factors  # type: ignore[attr-defined]
 
 
-def prefilled_factors(inputs: Mapping[str, Any]) -> dict[str, Factors]:
-    """Factors kept with a cache that holds a prompt: its routing goes on.
+def go_on(routing: Routing, inputs: Mapping[str, Any]) -> None:
+    """Take the factors of the prompt from the cache that holds it, if there is one.
 
     Raises:
         ValueError: If the prompt was not routed by such a call.
     """
+    routing.factors = {}
     cache = inputs.get("past_key_values")
     if cache is None or cache.get_seq_length() == 0:
-        return {}
+        return
     factors = getattr(cache, "poly_factors", None)
     if factors is None:
         raise ValueError(
@@ -36,4 +36,4 @@ def prefilled_factors(inputs: Mapping[str, Any]) -> dict[str, Factors]:
             "adapter, routed by the prompt, has not seen. Use the cache of a PolyModel forward "
             "without gradients, or of generate."
         )
-    return factors
+    routing.factors, routing.weigh_shared = factors, None

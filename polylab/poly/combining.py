@@ -132,7 +132,9 @@ def add_update(
     a, b = factors
     groups, d_in = b.shape[0], a.shape[1]
     n_rows = x.numel() // d_in
-    if n_rows % groups:
+    if not n_rows:
+        return y  # an empty batch
+    if not groups or n_rows % groups:
         raise ValueError(
             f"{n_rows} rows of a layer's input cannot be split among task_ids of length {groups}: "
             "the layer must see the same number of rows for every example."

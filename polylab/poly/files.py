@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -92,10 +93,11 @@ def read_tensors(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[st
     """
     path = existing(directory, name)
     with path.open("rb") as start:
-        magic = start.read(4)
+        magic = start.read(9)
     if not magic:
         raise ValueError(f"{path} is empty: a write was cut off. Save the adapter again.")
-    if magic[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    is_header = magic[8:] == b"{"  # whose length, in the first 8 bytes, may look like a pickle's
+    if not is_header and magic[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError(f"{path} is a pickle (torch.save), not safetensors. {_CONVERT}")
     try:
         with safe_open(path, "pt") as file:
@@ -150,7 +152,8 @@ def write_tensors(
     tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> Callable[[Path], None]:
     """A writer of a safetensors file."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    layout = torch.contiguous_format  # cloned, for a file holds tied tensors once for each name
+    plain = {n: t.detach().cpu().clone(memory_format=layout) for n, t in tensors.items()}
 
     def write(path: Path) -> None:
         try:

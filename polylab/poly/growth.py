@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polylab.poly.config import PolyConfig
 from polylab.poly.layers import PolyLayer
 from polylab.poly.routers import CLOSED, Router, TaskRouter, make_router
+from polylab.poly.saved_modules import saved_modules
 
 if TYPE_CHECKING:
     from polylab.poly.adapters import AdaptedModel
@@ -89,6 +90,10 @@ def average_skills(model: AdaptedModel, name: str, new_name: str) -> None:
     for layer in _layers(model, new_name):
         for bank in (layer.poly_lora_A, layer.poly_lora_B):
             bank[new_name].copy_(bank[name].mean(1, keepdim=True))
+    for module in saved_modules(model.model).values():
+        if name in module.modules_to_save:
+            values = module.modules_to_save[name].state_dict()
+            module.modules_to_save[new_name].load_state_dict(values)
 
 
 def _grow(model: AdaptedModel, name: str, config: PolyConfig, *, like: int | str) -> None:
@@ -172,6 +177,12 @@ def _combined(names: Sequence[str], configs: Sequence[PolyConfig]) -> PolyConfig
             f"adapter {names[0]!r} has poly_type={first.poly_type!r}"
             f"{' and a router of its own' if first.router else ''}: only poly and private adapters "
             "can be combined."
+        )
+    if any(config.modules_to_save for config in configs):
+        saved = [config.modules_to_save for config in configs]
+        raise ValueError(
+            f"adapters {[*names]} have modules_to_save={saved}: their copies of a module cannot "
+            "be combined."
         )
     for name, config in zip(names[1:], configs[1:], strict=True):
         for field, value in config.to_dict().items():

@@ -32,7 +32,9 @@ from polylab.poly.granularity import Seat, router_seats
 from polylab.poly.injection import find_targets
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of
+from polylab.poly.patterns import rank_of
 from polylab.poly.routers import make_router
+from polylab.poly.saved_modules import find_saved, saved_modules, tied_groups
 from polylab.poly.structure import is_causal
 
 __all__ = [
@@ -94,7 +96,7 @@ def write_adapter(
         ours = {name: values.pop(name) for name in _OURS}
         metadata["polylab"] = json.dumps({name: ours[name] for name in _TRAINING_FIELDS})
     values.pop("task_names", None)
-    writers = {WEIGHTS_FILE: write_tensors(_named(layers, adapter_name), metadata=metadata)}
+    writers = {WEIGHTS_FILE: write_tensors(adapter_tensors(model, adapter_name), metadata=metadata)}
     if config.task_names is not None:
         writers[TASKS_FILE] = write_json({name: i for i, name in enumerate(config.task_names)})
     writers[CONFIG_FILE] = write_json(dict(sorted(values.items())))
@@ -190,6 +192,12 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
     want: dict[str, tuple[int, ...]] = {}
     for name, module in targets.items():
         want |= _shapes(name, module, config=config, seat=seats[name])
+    copied, counts = find_saved(model, config), set[str]()
+    for name, module in copied.items():
+        for part, tensor in module.state_dict().items():
+            want[f"{_PREFIX}{name}.{part}"] = tuple(tensor.shape)
+            if not tensor.is_floating_point():  # a norm's number of batches
+                counts.add(f"{_PREFIX}{name}.{part}")
     have = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     lines = [f"missing: {key} {[*want[key]]}" for key in want if key not in have]
     lines += [f"unexpected: {key} {[*have[key]]}" for key in have if key not in want]
@@ -198,11 +206,15 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
         for key in want
         if key in have and have[key] != want[key]
     ]
+    for group in tied_groups(copied):
+        one, *others = (tensors.get(f"{_PREFIX}{name}") for name in group)
+        if any(t is not None and one is not None and not _equal(t, one) for t in others):
+            lines.append(f"tied in the model, but not equal in the file: {group}")
     valid = ", ".join(str(dtype) for dtype in _DTYPES)
     lines += [
         f"dtype: {key} is {tensor.dtype}; valid: {valid}"
         for key, tensor in tensors.items()
-        if tensor.dtype not in _DTYPES
+        if tensor.dtype not in _DTYPES and key not in counts
     ]
     lines += [
         f"not finite: {key}"
@@ -227,7 +239,12 @@ def is_storable(tensor: Tensor) -> bool:
 
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """One adapter's tensors under PEFT's key names, sharing memory with the model."""
-    return _named(_layers_of(model, adapter_name), adapter_name)
+    tensors = _named(_layers_of(model, adapter_name), adapter_name)
+    for name, module in saved_modules(model).items():
+        if adapter_name in module.modules_to_save:
+            copied = module.modules_to_save[adapter_name].state_dict(keep_vars=True)
+            tensors |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in copied.items()}
+    return tensors
 
 
 def _layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
@@ -256,7 +273,7 @@ def _shapes(
     name: str, module: nn.Module, *, config: PolyConfig, seat: Seat
 ) -> dict[str, tuple[int, ...]]:
     (d_in, d_out), key = features_of(module), f"{_PREFIX}{name}"
-    splits, skills, rank = config.n_splits, config.bank_size, config.r
+    splits, skills, rank = config.n_splits, config.bank_size, rank_of(name, config)
     router: dict[str, Tensor] = {}
     if seat.leads:
         with torch.device("meta"):
@@ -282,3 +299,7 @@ def task_type_of(model: nn.Module) -> str | None:
         return "CAUSAL_LM"
     can_generate = getattr(model, "can_generate", None)
     return "SEQ_2_SEQ_LM" if can_generate is not None and can_generate() else None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) if one.shape == other.shape else True  # said already

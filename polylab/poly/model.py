@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polylab.poly import exporting
-from polylab.poly.caches import keep_factors, prefilled_factors
+from polylab.poly.caches import go_on, keep_factors
 from polylab.poly.calls import RoutedModule
 from polylab.poly.config import PolyConfig
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
@@ -118,7 +118,7 @@ class PolyModel(RoutedModel):
         )
         keeps = routing.reads == "prompt" and not torch.is_grad_enabled()
         if keeps:
-            routing.factors = prefilled_factors(inputs)
+            go_on(routing, inputs)
         priors = self._priors[self.active_adapter] if self.training else None
         if priors:
             routing.records = {}
@@ -149,7 +149,7 @@ class PolyModel(RoutedModel):
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
         routing.factors = {}
         if routing.reads == "prompt" and not self._encoder_decoder:
-            routing.factors = prefilled_factors(inputs)
+            go_on(routing, inputs)
             routing.prompt_tokens = batch_shape(inputs)[1]
         with entered(routing):
             output = self.model.generate(*args, **kwargs)  # type: ignore[operator]

@@ -48,9 +48,6 @@ class RoutedModel(AdaptedModel):
         make_priors(config)  # fails before any change
         super().__init__(model, config, adapter_name)
         self._encoder_decoder = encoder_of(model) is not None
-        self._checkpointable = tuple(
-            m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None
-        )
         self._noise = KeyedNoise()
 
     def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
@@ -59,6 +56,10 @@ class RoutedModel(AdaptedModel):
         super().add_adapter(adapter_name, config)
         self._priors[adapter_name] = priors
         self._note_share(adapter_name)
+        modules = self.model.modules()  # those that were copied among them
+        self._checkpointable = tuple(
+            m for m in modules if getattr(m, "gradient_checkpointing", None) is not None
+        )
 
     @property
     def is_input_routed(self) -> bool:
