@@ -43,7 +43,7 @@ def signed(cls: type[_T], base: type[nn.Module]) -> type[_T]:
 
 def root_of(cls: type[_T]) -> type[_T]:
     """The class that has an import path, of one that `signed` made."""
-    return getattr(cls, _ROOT, cls)
+    return vars(cls).get(_ROOT, cls)
 
 
 def blank(cls: type[_T], base: type[nn.Module]) -> _T:
