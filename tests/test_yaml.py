@@ -18,7 +18,7 @@ CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 # commands that have a configuration of their own, and the groups that only theirs use
-COMMANDS = ["train"]
+COMMANDS = ["export", "train"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -116,7 +117,7 @@ class AllocationSource:
 
     @property
     def is_input_routed(self) -> bool:
-        return self._model.peft_config[self._model.active_adapter].poly_type == "mope"
+        return self._model.is_input_routed
 
     def reset(self) -> None:
         """Forget all examples."""
@@ -143,8 +144,9 @@ class AllocationSource:
         mixed = self._model.mixing_weights(
             input_ids=inputs[rows], attention_mask=None if mask is None else mask[rows]
         )
+        kept = [tasks[i] for i in rows]
         for name, w in mixed.items():
-            self._add(name, w.detach().double().cpu(), [tasks[i] for i in rows])
+            self._add(name, *_row_means(w, None if mask is None else mask[rows]), tasks=kept)
 
     def read(self) -> Allocations | None:
         """Allocations now; None for an input router that has seen no example yet.
@@ -166,10 +168,10 @@ class AllocationSource:
                 rows.append(i)
         return rows
 
-    def _add(self, layer: str, weights: Tensor, tasks: list[int]) -> None:
+    def _add(self, layer: str, weights: Tensor, entropies: Tensor, *, tasks: list[int]) -> None:
         sums = self._sums.setdefault(layer, _Sums())
-        for task, w in zip(tasks, weights, strict=True):  # w: splits skills
-            sums.add(task, w, layer_entropy({layer: w[None]})[layer])
+        for task, w, entropy in zip(tasks, weights, entropies.tolist(), strict=True):
+            sums.add(task, w, entropy)
 
     def _gather(self) -> Allocations | None:
         counts: dict[int, int] = {}
@@ -183,6 +185,22 @@ class AllocationSource:
                     into.add(task, w, 0.0)
                 into.entropy += sums.entropy
         return _allocations(counts, merged) if counts else None
+
+
+def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights `[rows, splits, skills]` and normalised entropy `[rows]` of each row.
+
+    A router of tokens gives `[rows, seq, splits, skills]`: means over the row's attended tokens.
+    """
+    w = weights.detach().double().cpu()
+    entropies = torch.special.entr(w).sum(-1).mean(-1) / math.log(max(w.shape[-1], 2))
+    if w.ndim == 3:
+        return w, entropies
+    share = torch.ones(w.shape[:2], dtype=w.dtype)
+    if mask is not None and mask.shape == w.shape[:2]:
+        share = mask.cpu().to(w.dtype)
+    share = share / share.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bl,blqs->bqs", share, w), (share * entropies).sum(1)
 
 
 def _allocations(counts: dict[int, int], sums: dict[str, _Sums]) -> Allocations:

@@ -34,11 +34,28 @@ class AdapterSchema:
     modules_to_save: list[str] | None = None
     init_weights: bool = True
     init: str = "peft"
-    noise: str = "relaxed_bernoulli"
+    combine: Any = "factors"
+    dropout: float = 0.0
+    trainable: str = "all"
+    n_private: int = 1
+    allocation: list[list[float]] | None = None
+    noise: Any = "relaxed_bernoulli"
+    noise_per: str = "example"
     # training draws for the global batch: the same on any number of ranks and after a resume
     noise_source: str = "keyed"
     temperature: float = 1.0
+    granularity: str = "linear"
+    uniform_share: float = 0.0
+    priors: dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(
+            ["ibp", "entropy", "load_balance", "mutual_information"], 0
+        )
+    )
+    router: dict[str, Any] | None = None
     router_input: str = "layer"
+    router_level: str = "sequence"
+    gating: str = "softmax"
+    top_k: int | None = None
 
 
 @dataclass
@@ -89,6 +106,7 @@ class OptimSchema:
     total_steps: int | None = None
     clip: float | None = None
     router: str = "dense"
+    anneal_steps: int = 0
 
 
 @dataclass
@@ -153,10 +171,19 @@ class TrainSchema:
     logger: Any = None
 
 
+@dataclass
+class ExportSchema:
+    run: str = MISSING
+    to: str = MISSING
+    format: str = "lora"
+    task: str | None = None
+
+
 def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
     store(name="train_schema", node=TrainSchema, provider="polylab")
+    store(name="export_schema", node=ExportSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,

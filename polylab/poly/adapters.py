@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from polylab.poly import io
+from polylab.poly import exporting, io
 from polylab.poly.config import PolyConfig
-from polylab.poly.injection import default_targets, find_targets, poly_layers, wrap_targets
-from polylab.poly.layers import PolyLayer
-from polylab.poly.structure import widths
+from polylab.poly.granularity import router_seats
+from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
+from polylab.poly.injection import (
+    default_targets,
+    find_targets,
+    poly_layers,
+    seat_adapter,
+    wrap_targets,
+)
+from polylab.poly.layers import PolyLayer, make_combine
 from polylab.poly.tied import name_tied_weights_once
 
 __all__ = ["AdaptedModel"]
@@ -38,10 +46,14 @@ class AdaptedModel(nn.Module):
                 f"{type(model).__name__} is wrapped already. Add a second adapter with "
                 "add_adapter(name, config), or start from a fresh base model."
             )
-        find_targets(model, config)  # fails before anything is changed
+        # these fail before any change
+        router_seats(model, find_targets(model, config), config)
+        make_combine(config)
+        _check_name(adapter_name, ())
         self.model = model.requires_grad_(False)
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}
+        self._observers: list[RemovableHandle] = []
         self.active_adapter = adapter_name
         self.add_adapter(adapter_name, config)
         name_tied_weights_once(self)
@@ -82,16 +94,13 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If the name is taken or has a dot, or `config` does not fit the model.
         """
-        if adapter_name in self.peft_config or "." in adapter_name or not adapter_name:
-            raise ValueError(
-                f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: "
-                f"{[*self.peft_config]}."
-            )
+        _check_name(adapter_name, self.peft_config)
         config = _resolve(config, self.model)
         targets = find_targets(self.model, config)
-        layers = wrap_targets(self.model, targets, d_router=widths(self.model, targets))
-        for layer in layers.values():
-            layer.update_layer(adapter_name, config)
+        seats = router_seats(self.model, targets, config)
+        make_combine(config)
+        layers = wrap_targets(self.model, targets)
+        seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
         self.peft_config[adapter_name] = config
         self.set_adapter(self.active_adapter)
 
@@ -102,7 +111,7 @@ class AdaptedModel(nn.Module):
             ValueError: If there is no such adapter, or there are several.
         """
         name = adapter_name if isinstance(adapter_name, str) else "+".join(adapter_name)
-        config = self._config_of(name)
+        config = self.config_of(name)
         for layer in self.poly_layers().values():
             layer.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
@@ -113,7 +122,7 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If there is no such adapter, or it is the last.
         """
-        self._config_of(adapter_name)
+        self.config_of(adapter_name)
         if len(self.peft_config) == 1:
             raise ValueError(f"adapter {adapter_name!r} is the last one: use disable_adapter().")
         for layer in self.poly_layers().values():
@@ -123,7 +132,62 @@ class AdaptedModel(nn.Module):
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
 
-    def _config_of(self, adapter_name: str) -> PolyConfig:
+    def add_tasks(
+        self, tasks: int | Sequence[str], *, like: int | str = "fresh", adapter_name: str = ""
+    ) -> None:
+        """Append tasks to a trained adapter; what the old ones compute stays bit for bit.
+
+        The adapter's parameters are new objects afterwards: make a new optimiser.
+
+        Args:
+            tasks: Their names; or how many, for an adapter without names.
+            like: Where their routing starts: `fresh`, `mean` of all old tasks, or a task's name or
+                id.
+            adapter_name: The active one by default.
+
+        Raises:
+            ValueError: If a name is taken or unknown, or the router cannot grow.
+        """
+        add_tasks(self, adapter_name or self.active_adapter, tasks, like=like)
+
+    def add_skills(self, n_skills: int, *, adapter_name: str = "") -> None:
+        """Append skills to a trained adapter, shut for all old tasks, whose outputs stay.
+
+        A later task mixes all of them. New parameters as in `add_tasks`.
+
+        Raises:
+            ValueError: If the number is below 1, or the router cannot grow.
+        """
+        add_skills(self, adapter_name or self.active_adapter, n_skills)
+
+    def combine_adapters(self, adapter_names: Sequence[str], new_name: str) -> None:
+        """Add an adapter with the tasks and the skills of several, side by side.
+
+        Each task computes what it did; the skills of the others are shut for it.
+
+        Raises:
+            ValueError: If the adapters differ in more than tasks and skills, or two tasks share a
+                name.
+        """
+        combine_adapters(self, adapter_names, new_name)
+
+    def average_skills(self, new_name: str, *, adapter_name: str = "") -> None:
+        """Add an adapter of one shared skill, the mean of all: Poly-mu and MHR-mu.
+
+        https://arxiv.org/abs/2211.03831. It computes what the `uniform` routing of the
+        old adapter does.
+
+        Raises:
+            ValueError: If the update is not that of averaged factors.
+        """
+        average_skills(self, adapter_name or self.active_adapter, new_name)
+
+    def config_of(self, adapter_name: str) -> PolyConfig:
+        """The configuration of an adapter.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
         if adapter_name not in self.peft_config:
             raise ValueError(
                 f"no adapter {adapter_name!r}. There are: {[*self.peft_config]}; give one of them."
@@ -166,6 +230,7 @@ class AdaptedModel(nn.Module):
             FileNotFoundError: If a file is missing.
             ValueError: If the name is taken, or the adapter does not fit the model.
         """
+        _check_name(adapter_name, self.peft_config)
         config, tensors = io.read_adapter(model_id)
         io.check_tensors(tensors, config, model=self.model)
         self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
@@ -181,8 +246,36 @@ class AdaptedModel(nn.Module):
         """
         for name in selected_adapters if selected_adapters is not None else self.peft_config:
             directory = Path(save_directory) / ("" if name == "default" else name)
-            config = self._config_of(name)
+            config = self.config_of(name)
             io.write_adapter(directory, config, model=self.model, adapter_name=name)
+
+    def export_lora(
+        self, task: str | int, directory: str | Path, *, adapter_name: str | None = None
+    ) -> None:
+        """Write one task's adapter as a plain PEFT LoRA.
+
+        Raises:
+            ValueError: If the adapter is routed by the input, or there is no such task or adapter.
+        """
+        exporting.export_lora(self, task, directory, adapter_name=adapter_name)
+
+    def merge_and_unload(self, task: str | int, *, adapter_name: str | None = None) -> nn.Module:
+        """The plain base model with one task's update in its weights; this object is spent.
+
+        Raises:
+            ValueError: As `export_lora`, or if a weight is quantised or tied.
+        """
+        return exporting.merge_task(self, task, adapter_name=adapter_name)
+
+    def unload(self) -> nn.Module:
+        """The plain base model with its own weights, frozen; this object is spent."""
+        return exporting.unwrap(self)
+
+    def forget(self) -> None:
+        """Hold no adapter: the base model has been taken out."""
+        self.peft_config.clear()
+        for handle in self._observers:
+            handle.remove()
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
@@ -205,6 +298,13 @@ class AdaptedModel(nn.Module):
         share = 100 * trainable / total
         print(
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
+        )
+
+
+def _check_name(adapter_name: str, taken: Iterable[str]) -> None:
+    if adapter_name in taken or "." in adapter_name or not adapter_name:
+        raise ValueError(
+            f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: {[*taken]}."
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, no_type_check
+
+from polylab.poly.config_checks import problems
 
 __all__ = ["BOOKKEEPING", "PolyConfig", "TaskType"]
 
@@ -19,13 +20,6 @@ BOOKKEEPING = (
     "base_model_name_or_path",
     "revision",
 )
-_CHOICES = {
-    "poly_type": ("poly", "mope", "shared", "private"),
-    "init": ("peft", "mttl"),
-    "noise": ("relaxed_bernoulli", "none"),
-    "noise_source": ("global", "keyed"),
-    "router_input": ("layer",),
-}
 
 
 class TaskType(str, Enum):
@@ -39,10 +33,13 @@ class TaskType(str, Enum):
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
 
-@no_type_check  # by jaxtyping in tests: wrong values reach the checks below
+@no_type_check  # by jaxtyping in tests: wrong values reach the checks
 @dataclass(kw_only=True)
 class PolyConfig:
     """One adapter: `n_skills` LoRAs of rank `r` in every target layer, mixed per example.
+
+    `router`, `noise`, `combine` and the entries of `priors` also take a class of your own:
+    `{"_target_": "my_lab.routers.Mine", ...its arguments}`.
 
     Raises:
         ValueError: If a value is invalid; every problem is named at once.
@@ -60,30 +57,62 @@ class PolyConfig:
     init_weights: bool = True
     """Start from B = 0, the base model exactly. False: B is random like A."""
     poly_type: str = "poly"
-    """`poly`: a table of tasks x skills (Polytropon; with `n_splits` > 1 MHR). `mope`: skills are
-    chosen from the prompt. `shared`: one skill for all tasks. `private`: one skill for each task.
-    The last two set the number of skills themselves and read no `n_skills`."""
+    """`poly`: a learned table of tasks x skills (Polytropon; with `n_splits` > 1 MHR). `c-poly`:
+    the same, and `n_private` skills of each task's own. `mope`: skills are chosen from the input.
+    `shared`: one skill for all tasks. `private`: one skill for each task. `uniform`: all skills
+    with equal weight. `custom`: the given `allocation`. `shared` and `private` set the number of
+    skills themselves and read no `n_skills`."""
     n_tasks: int = 1
     """Number of tasks; ids run from 0 to n_tasks - 1."""
     n_skills: int = 4
-    """Number of skills in each layer."""
+    """Number of skills in each layer (`c-poly`: of shared ones)."""
     n_splits: int = 1
     """Heads: blocks of a layer's input and output with a routing of their own."""
+    n_private: int = 1
+    """`c-poly`: skills that only one task has, for each task."""
+    allocation: list[list[float]] | None = None
+    """`custom`: non-negative, `[n_tasks, n_skills]`; each row is divided by its sum."""
+    trainable: str = "all"
+    """`all`, `skills` (A and B) or `router` (Poly-z, MHR-z: the skills stay as they are)."""
     alpha: float = 1.0
     """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """On the input of A, in training."""
+    combine: str | dict[str, Any] = "factors"
+    """`factors`: A and B are averaged separately. `products`: the skills' updates are averaged."""
     init: str = "peft"
     """Range of A: `peft` 1/sqrt(d_in / n_splits), `mttl` sqrt(1/3) / sqrt(d_in)."""
-    noise: str = "relaxed_bernoulli"
-    """What `poly` adds to the gates in training; `none` for the plain sigmoid."""
+    noise: str | dict[str, Any] = "relaxed_bernoulli"
+    """What the gates are drawn from in training: `relaxed_bernoulli`, `straight_through` (0 or 1,
+    with the gradient of the former), `none` (the plain sigmoid)."""
+    noise_per: str = "example"
+    """`example`, or `task`: all examples of a task in the batch share their noise."""
     noise_source: str = "global"
     """`global`: torch's generator, as PEFT. `keyed`: a function of seed, step and row
     (`PolyModel.set_noise_key`), the same on any number of ranks."""
     temperature: float = 1.0
-    """Of the relaxed Bernoulli (`poly`) or of the softmax (`mope`)."""
+    """Of the noise (`poly`, `c-poly`) or of the logits (`mope`)."""
+    granularity: str = "linear"
+    """Layers that share a router: `linear` (none), `block`, `stack`, `model`, or a regular
+    expression whose groups tell them apart (`polylab.poly.granularity`)."""
+    uniform_share: float = 0.0
+    """`w <- (1 - share) w + share / n_skills`; `PolyModel.set_uniform_share` anneals it."""
+    priors: dict[str, Any] = field(default_factory=dict)
+    """Terms of the training loss and their weights: `ibp`, `entropy`, `load_balance`,
+    `mutual_information` (`polylab.poly.priors`)."""
+    router: dict[str, Any] | None = None
+    """A router class of your own."""
+    router_input: str = "layer"
+    """What `mope` reads: `layer`, the layer's own input (in a decoder beside an encoder: the
+    encoder's output); `embeddings`, the same for all layers."""
+    router_level: str = "sequence"
+    """`mope`: `sequence`, the mean prompt token; `token`, every token by itself."""
+    gating: str = "softmax"
+    """`mope`: `softmax`, or `sigmoid` (normalised)."""
+    top_k: int | None = None
+    """`mope`: only the k largest weights of each head."""
     task_names: list[str] | None = None
     """Names of the tasks in the order of their ids."""
-    router_input: str = "layer"
-    """What `mope` reads: `layer`, the layer's own input."""
     inference_mode: bool = False
     """Freeze the adapter too."""
     task_type: str | None = None
@@ -98,14 +127,24 @@ class PolyConfig:
         self.exclude_modules = _as_names(self.exclude_modules)
         self.task_names = None if self.task_names is None else [*self.task_names]
         self.task_type = getattr(self.task_type, "value", self.task_type)
-        problems = [*self._number_problems(), *self._choice_problems(), *self._name_problems()]
-        if problems:
-            raise ValueError("\n".join(problems))
+        self.priors = {name: value for name, value in (self.priors or {}).items() if value != 0}
+        found = [*problems(self)]
+        types = [kind.value for kind in TaskType]
+        if self.task_type is not None and self.task_type not in types:
+            found.append(
+                f"task_type={self.task_type!r} is not valid: give one of {types} or nothing."
+            )
+        if found:
+            raise ValueError("\n".join(found))
 
     @property
-    def skill_count(self) -> int:
-        """Skills each layer really has: 1 if shared, n_tasks if private, else n_skills."""
-        return {"shared": 1, "private": self.n_tasks}.get(self.poly_type, self.n_skills)
+    def bank_size(self) -> int:
+        """Skills that each layer really holds, private ones included."""
+        return {
+            "shared": 1,
+            "private": self.n_tasks,
+            "c-poly": self.n_skills + self.n_tasks * self.n_private,
+        }.get(self.poly_type, self.n_skills)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
@@ -118,48 +157,11 @@ class PolyConfig:
         Raises:
             ValueError: If a key is unknown and not null, or a value is invalid.
         """
-        known = {field.name for field in fields(cls)}
+        known = {item.name for item in fields(cls)}
         unknown = {k: v for k, v in values.items() if k not in known and v is not None}
         if unknown:
             raise ValueError(f"unknown adapter options {unknown}. Valid ones: {sorted(known)}.")
         return cls(**{k: v for k, v in values.items() if k in known})
-
-    def _number_problems(self) -> Iterable[str]:
-        for name in ("r", "n_tasks", "n_skills", "n_splits"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                yield f"{name}={value!r} is not valid: give an integer of at least 1."
-        for name in ("alpha", "temperature"):
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not (0 < value < math.inf)
-            ):
-                yield f"{name}={value!r} is not valid: give a number above 0."
-
-    def _choice_problems(self) -> Iterable[str]:
-        for name, valid in _CHOICES.items():
-            if getattr(self, name) not in valid:
-                yield f"{name}={getattr(self, name)!r} is not valid: give one of {[*valid]}."
-        types = [kind.value for kind in TaskType]
-        if self.task_type is not None and self.task_type not in types:
-            yield f"task_type={self.task_type!r} is not valid: give one of {types} or nothing."
-
-    def _name_problems(self) -> Iterable[str]:
-        if self.target_modules is not None and not self.target_modules:
-            yield f"target_modules={self.target_modules!r} is empty: name at least one module."
-        if self.modules_to_save:
-            yield (
-                f"modules_to_save={self.modules_to_save} is not supported: the backbone stays "
-                "frozen. Adapt the layers with target_modules, or leave it out."
-            )
-        names = self.task_names
-        if names is not None and len({*names}) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            yield f"task_names has {twice} more than once: give each task one name."
-        if names is not None and len(names) != self.n_tasks:
-            yield f"task_names has {len(names)} names, but n_tasks={self.n_tasks}: give one each."
 
 
 def _as_names(value: Iterable[str] | str | None) -> list[str] | str | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from torch import nn
 
 from polylab.poly.config import PolyConfig
+from polylab.poly.granularity import Seat
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import check_splits, features_of
+from polylab.poly.routers import Router, make_router
 
-__all__ = ["default_targets", "find_targets", "poly_layers", "wrap_targets"]
+__all__ = ["default_targets", "find_targets", "poly_layers", "seat_adapter", "wrap_targets"]
 
 # The attention's query and value, or the one projection that holds both, as LoRA's paper adapts.
 _DEFAULTS: dict[tuple[str, ...], list[str]] = {
@@ -74,26 +77,43 @@ def find_targets(model: nn.Module, config: PolyConfig) -> dict[str, nn.Module]:
     return found
 
 
-def wrap_targets(
-    model: nn.Module, targets: dict[str, nn.Module], *, d_router: dict[str, int | None]
-) -> dict[str, PolyLayer]:
+def wrap_targets(model: nn.Module, targets: dict[str, nn.Module]) -> dict[str, PolyLayer]:
     """Replace each target in `model` by a `PolyLayer` around it; keep those that are wrapped.
 
     Args:
         model: Changed in place.
         targets: From `find_targets`.
-        d_router: Width of what an input router of that layer reads (`PolyLayer`).
     """
     for name, module in targets.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         child = name.rpartition(".")[2]
         if not isinstance(parent.get_submodule(child), PolyLayer):
-            wrapped = PolyLayer(module, name=name, d_router=d_router[name])
+            wrapped = PolyLayer(module, name=name)
             setattr(parent, child, wrapped.train(module.training))
     layers = poly_layers(model)
     for index, layer in enumerate(layers.values()):
         layer.index = index
     return {name: layers[name] for name in targets}
+
+
+def seat_adapter(
+    layers: Mapping[str, PolyLayer],
+    seats: Mapping[str, Seat],
+    *,
+    adapter_name: str,
+    config: PolyConfig,
+) -> None:
+    """Give each layer a fresh adapter, with the router of its group."""
+    routers: dict[str, Router] = {}
+    for name, layer in layers.items():
+        seat = seats[name]
+        if seat.group is not None and seat.group not in routers:
+            routers[seat.group] = make_router(config, seat.d_router or layer.in_features)
+            routers[seat.group].reset()
+        router = None if seat.group is None else routers[seat.group]
+        layer.update_layer(
+            adapter_name, config, router=router, group=seat.group, d_router=seat.d_router
+        )
 
 
 def poly_layers(model: nn.Module) -> dict[str, PolyLayer]:

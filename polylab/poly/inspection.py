@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polylab.poly.layers import PolyLayer
 from polylab.poly.routing import Routing, entered
 from polylab.poly.structure import batch_shape, parameter_names
+from polylab.poly.weighing import mix_uniform
 
 __all__ = ["call_weights", "task_gates", "task_weights"]
 
@@ -29,8 +30,9 @@ def call_weights(
     Routers of the prompt need the model run; the others only the ids.
     """
     records = routing.records = {}
+    routing.noiseless = True
     with entered(routing):
-        if routing.reads_prompt:
+        if routing.reads is not None:
             _run(model, dict(inputs))
         else:
             for layer in layers.values():
@@ -38,28 +40,33 @@ def call_weights(
     found = {name: records[name] for name in layers if name in records}
     batch = batch_shape(inputs)[0]
     if routing.task_ids is None and batch is not None:  # one row for all, where none reads ids
-        return {name: w.expand(batch, -1, -1) for name, w in found.items()}
+        return {name: w.expand(batch, *w.shape[1:]) for name, w in found.items()}
     return found
 
 
 @torch.no_grad()
 def task_weights(
-    layers: Mapping[str, PolyLayer], adapter_name: str
+    layers: Mapping[str, PolyLayer], adapter_name: str, *, uniform_share: float = 0.0
 ) -> dict[str, Float[Tensor, "tasks splits skills"]]:
     """Weights of every task.
 
     Raises:
         ValueError: If the adapter is routed by the input.
     """
+    made: dict[int, Tensor] = {}  # by router: layers may share one
     weights = {}
     for name, layer in layers.items():
         router = layer.router(adapter_name)
-        if router.needs_prompt:
+        if router.reads is not None:
             raise ValueError(
-                "poly_type='mope' is routed by the input: a task has no weights of its own. Use "
+                "this adapter is routed by the input: a task has no weights of its own. Use "
                 "mixing_weights with examples of the task."
             )
-        weights[name] = router(_all_tasks(layer, adapter_name), sample=False)
+        if id(router) not in made:
+            ids = _all_tasks(layer, adapter_name)
+            plain = router(ids, sample=False)
+            made[id(router)] = mix_uniform(plain, router, ids=ids, share=uniform_share)
+        weights[name] = made[id(router)]
     return weights
 
 

@@ -73,7 +73,8 @@ def parse_intervention(spec: str, subject: Subject) -> Intervention | None:
     if spec == "learned":
         return None
     if spec in _FIXED:
-        return Intervention(reweigh=_FIXED[spec], needs_task_ids=spec != "uniform")
+        needs_ids = spec != "uniform" or subject.router.uniform_needs_task_ids
+        return Intervention(reweigh=_FIXED[spec], needs_task_ids=needs_ids)
     if spec == "shuffled":
         if subject.router.needs_task_ids:
             return Intervention(remap=_table(_derangement(subject.n_tasks)))
@@ -85,8 +86,8 @@ def parse_intervention(spec: str, subject: Subject) -> Intervention | None:
     raise ValueError(f"routing {spec!r} is unknown. Valid ones: {_VALID}.")
 
 
-def _uniform(_layer: str, _router: Router, _ids: _Ids | None, weights: _Weights) -> _Weights:
-    return torch.full_like(weights, 1 / weights.shape[-1])
+def _uniform(_layer: str, router: Router, ids: _Ids | None, weights: _Weights) -> _Weights:
+    return router.uniform(ids, weights)
 
 
 def _rounded(_layer: str, router: Router, ids: _Ids | None, weights: _Weights) -> _Weights:
@@ -147,7 +148,7 @@ def _dropped_skills(
     if where:
         layer = _find_layer(where, subject)
         return {layer: _skill_index(skill, subject.skill_counts[layer])}
-    if subject.router.needs_prompt:
+    if not subject.router.needs_task_ids and subject.router.reads:
         raise ValueError(
             f"routing 'drop:{skill}': skills of different layers are matched by their tasks, and "
             "this adapter is not routed by task. Give drop:LAYER/SKILL."

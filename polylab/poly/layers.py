@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polylab.poly.classes import build, is_custom
+from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts, add_update
 from polylab.poly.config import PolyConfig
 from polylab.poly.linears import check_splits, features_of
-from polylab.poly.mixing import Factors, add_update, mix, pick, update_per_token
-from polylab.poly.prompts import pool_prompt
-from polylab.poly.routers import InputRouter, PrivateRouter, Router, SharedRouter, TaskRouter
+from polylab.poly.routers import Router, make_router
 from polylab.poly.routing import Routing, TaskIds, current
+from polylab.poly.weighing import layer_weights, mix_uniform
 
-__all__ = ["PolyLayer", "make_router"]
+__all__ = ["PolyLayer", "make_combine"]
+
+_COMBINE: dict[str, type[AverageFactors] | type[SumProducts]] = {
+    "factors": AverageFactors,
+    "products": SumProducts,
+}
 
 
 class PolyLayer(nn.Module):
@@ -29,22 +36,22 @@ class PolyLayer(nn.Module):
         base_layer: An `nn.Linear`, or transformers' `Conv1D` (a linear with a transposed weight).
         name: The layer's name in the base model.
         index: Its position among the adapted layers.
-        d_router: Width of what an input router reads; None: the layer's own input.
 
     Raises:
         TypeError: If `base_layer` is of another type.
     """
 
     adapter_layer_names = ("poly_lora_A", "poly_lora_B", "poly_router")
-    other_param_names = ("r", "n_tasks", "n_skills", "n_splits", "poly_type", "scaling")
+    other_param_names = (
+        *("r", "n_tasks", "n_skills", "n_splits", "poly_type", "scaling"),
+        *("combine", "dropout", "groups", "d_router", "trainable"),
+    )
 
-    def __init__(
-        self, base_layer: nn.Module, *, name: str = "", index: int = 0, d_router: int | None = None
-    ) -> None:
+    def __init__(self, base_layer: nn.Module, *, name: str = "", index: int = 0) -> None:
         super().__init__()
         self.in_features, self.out_features = features_of(base_layer)
         self.base_layer = base_layer
-        self.name, self.index, self.d_router = name, index, d_router
+        self.name, self.index = name, index
         self.active_adapter = ""
         self.r: dict[str, int] = {}
         self.n_tasks: dict[str, int] = {}
@@ -52,36 +59,64 @@ class PolyLayer(nn.Module):
         self.n_splits: dict[str, int] = {}
         self.poly_type: dict[str, str] = {}
         self.scaling: dict[str, float] = {}
+        self.combine: dict[str, Combine] = {}
+        self.dropout: dict[str, float] = {}
+        self.trainable: dict[str, str] = {}
+        self.groups: dict[str, str | None] = {}
+        """The group of layers that share this adapter's router; None if the layer is alone."""
+        self.d_router: dict[str, int | None] = {}
+        """Width of what a router of the prompt reads; None: the layer's own input, pooled."""
         self._init: dict[str, str] = {}
         self.poly_router = nn.ModuleDict()
         self.poly_lora_A = nn.ParameterDict()
         self.poly_lora_B = nn.ParameterDict()
 
     def update_layer(
-        self, adapter_name: str, poly_config: PolyConfig, inference_mode: bool = False
+        self,
+        adapter_name: str,
+        poly_config: PolyConfig,
+        inference_mode: bool = False,
+        *,
+        router: Router | None = None,
+        group: str | None = None,
+        d_router: int | None = None,
     ) -> None:
         """Add the adapter `adapter_name`, or replace it, with fresh weights; make it active.
+
+        Args:
+            adapter_name: Its name.
+            poly_config: What it is.
+            inference_mode: Freeze it.
+            router: That of the layer's group, initialised already; None makes one.
+            group: The layers that share the router.
+            d_router: Width of what a router by input reads; None: the layer's own input.
 
         Raises:
             ValueError: If `n_splits` does not divide both sides of the layer.
         """
         config = poly_config
         check_splits(self.name, self.base_layer, n_splits=config.n_splits)
-        splits, skills = config.n_splits, config.skill_count
+        splits, skills = config.n_splits, config.bank_size
         self.r[adapter_name] = config.r
         self.n_tasks[adapter_name] = config.n_tasks
         self.n_skills[adapter_name] = skills
         self.n_splits[adapter_name] = splits
         self.poly_type[adapter_name] = config.poly_type
         self.scaling[adapter_name] = config.alpha / config.r
+        self.combine[adapter_name] = make_combine(config)
+        self.dropout[adapter_name] = config.dropout
+        self.trainable[adapter_name] = config.trainable
+        self.groups[adapter_name], self.d_router[adapter_name] = group, d_router
         self._init[adapter_name] = config.init
         block_in, block_out = self.in_features // splits, self.out_features // splits
         a, b = (splits, skills, block_in, config.r), (splits, skills, config.r, block_out)
         self.poly_lora_A[adapter_name] = nn.Parameter(torch.empty(a))
         self.poly_lora_B[adapter_name] = nn.Parameter(torch.empty(b))
-        router = make_router(config, self.d_router or self.in_features)
-        self.poly_router[adapter_name] = router.train(self.training)
-        self.reset_poly_parameters(adapter_name, config.init_weights)
+        own = router or make_router(config, d_router or self.in_features)
+        self.poly_router[adapter_name] = own.train(self.training)
+        self._reset_bank(adapter_name, config.init_weights)
+        if router is None:
+            own.reset()
         # Full precision for a 16-bit, 8-bit or quantised base; double for a double one.
         is_double = self.weight.dtype == torch.float64
         self.cast_adapter(adapter_name, torch.float64 if is_double else torch.float32)
@@ -89,6 +124,10 @@ class PolyLayer(nn.Module):
 
     def reset_poly_parameters(self, adapter_name: str, init_weights: bool) -> None:
         """Draw A and the router anew; B is zero, or drawn too if `init_weights` is False."""
+        self._reset_bank(adapter_name, init_weights)
+        self.router(adapter_name).reset()
+
+    def _reset_bank(self, adapter_name: str, init_weights: bool) -> None:
         a, b = self.poly_lora_A[adapter_name], self.poly_lora_B[adapter_name]
         bound = 1 / math.sqrt(a.shape[2])
         if self._init[adapter_name] == "mttl":
@@ -98,7 +137,6 @@ class PolyLayer(nn.Module):
             nn.init.zeros_(b)
         else:
             _fill_uniform(b, 1 / math.sqrt(b.shape[2]))
-        self.router(adapter_name).reset()
 
     def router(self, adapter_name: str) -> Router:
         """The router of one adapter."""
@@ -164,63 +202,54 @@ class PolyLayer(nn.Module):
             )
         if routing.disabled:
             return y
+        scale, p = self.scaling[name], self.dropout[name]
         if routing.factors is not None and self.name in routing.factors:
-            factors = routing.factors[self.name]
-            return add_update(y, x, factors=factors, scale=self.scaling[name])
-        weights = self._weights(x, routing)
+            return add_update(y, x, factors=routing.factors[self.name], scale=scale)
+        weights = layer_weights(self, x, routing)
+        x = nn.functional.dropout(x, p, self.training) if p else x
         if weights.ndim == 4:
             return y + self._update_tokens(x, weights).to(y.dtype).reshape(y.shape)
-        factors = self._factors(weights, routing)
-        return add_update(y, x, factors=factors, scale=self.scaling[name])
+        return add_update(y, x, factors=self._factors(weights, routing), scale=scale)
 
     def mixing_weights(self, routing: Routing) -> Float[Tensor, "*batch splits skills"]:
         """The active adapter's weights for the ids and the pooled encoder of `routing`."""
-        return self._weights(None, routing)
+        return layer_weights(self, None, routing)
 
-    def _weights(self, x: Tensor | None, routing: Routing) -> Float[Tensor, "*batch splits skills"]:
-        router = self.router(self.active_adapter)
-        change = routing.intervention
-        ids = routing.task_ids if router.needs_task_ids else None
-        if ids is not None:
-            ids = ids.to(self.poly_lora_A[self.active_adapter].device)
-            ids = change.remap(ids) if change and change.remap else ids
-        hidden = self._pooled(x, routing) if router.needs_prompt else None
-        samples = router.draws_noise and router.training and change is None
-        samples = samples and routing.records is None
-        uniform = self._keyed_noise(ids, routing) if samples and routing.noise else None
-        weights = router(ids, hidden, uniform=uniform, sample=samples)
-        if change and change.reweigh:
-            weights = change.reweigh(self.name, router, ids, weights)
-        if routing.records is not None:
-            routing.records[self.name] = weights
-        return weights
+    @torch.no_grad()
+    def task_factors(
+        self, adapter_name: str, task: int, *, uniform_share: float = 0.0
+    ) -> tuple[Float[Tensor, "d_in k"], Float[Tensor, "k d_out"]]:
+        """A* and B* of one task without noise: its update is `scaling * (x A*) B*`.
 
-    def _pooled(self, x: Tensor | None, routing: Routing) -> Float[Tensor, "batch d_router"]:
-        if self.d_router is None:
-            assert x is not None
-            return pool_prompt(x, routing.prompt, where=self.name)
-        if routing.encoder is None:
+        `k` is r for `combine="factors"` and n_skills * r for `products`.
+
+        Raises:
+            ValueError: If the adapter is routed by the input.
+        """
+        router = self.router(adapter_name)
+        if router.reads is not None:
             raise ValueError(
-                f"layer {self.name!r} is routed by the encoder's output, and none was computed. "
-                "Call the PolyModel with input_ids or encoder_outputs."
+                f"the adapter {adapter_name!r} is routed by the input: no single pair of factors "
+                "is a task's update."
             )
-        return routing.encoder.to(self.poly_lora_A[self.active_adapter].device)
-
-    def _keyed_noise(self, ids: Tensor | None, routing: Routing) -> Tensor:
-        assert routing.noise is not None
-        assert ids is not None
-        n_splits, n_skills = self.n_splits[self.active_adapter], self.n_skills[self.active_adapter]
-        if ids.ndim == 2:
-            return routing.noise.uniform_per_task(
-                self.index, n_splits, n_skills=n_skills, task_ids=ids
-            )
-        return routing.noise.uniform(self.index, n_splits, n_skills=n_skills, device=ids.device)
+        bank_a, bank_b = self.poly_lora_A[adapter_name], self.poly_lora_B[adapter_name]
+        ids = torch.tensor([task], device=bank_a.device)
+        weights = router(ids, sample=False)
+        if uniform_share:
+            weights = mix_uniform(weights, router, ids=ids, share=uniform_share)
+        a, b = self.combine[adapter_name].factors(weights, bank_a, bank_b)
+        return a[0], b[0]
 
     def _factors(self, weights: Tensor, routing: Routing) -> Factors:
         name = self.active_adapter
         a, b = self.poly_lora_A[name], self.poly_lora_B[name]
         is_one_hot = self.router(name).is_hard and routing.intervention is None
-        factors = pick(weights, a, b) if is_one_hot else mix(weights, a, b)
+        rule = self.combine[name]
+        device = a.device.type
+        is_cast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if is_cast else nullcontext():
+            # in the banks' own precision, whatever autocast says
+            factors = rule.pick(weights, a, b) if is_one_hot else rule.factors(weights, a, b)
         if routing.factors is not None:
             routing.factors[self.name] = factors
         return factors
@@ -230,35 +259,30 @@ class PolyLayer(nn.Module):
         tokens, flat = x.reshape(-1, self.in_features), weights.flatten(0, 1)
         if len(tokens) != len(flat):
             raise ValueError(
-                f"task_ids of shape {[*weights.shape[:2]]} cannot be matched to layer "
-                f"{self.name!r}, which sees {len(tokens)} tokens. Give ids [batch]."
+                f"routing per token, of shape {[*weights.shape[:2]]}, cannot be matched to layer "
+                f"{self.name!r}, which sees {len(tokens)} tokens. Give task_ids [batch]."
             )
-        banks = self.poly_lora_A[name], self.poly_lora_B[name]
-        return update_per_token(tokens, flat, banks=banks) * self.scaling[name]
+        banks = self.poly_lora_A[name].to(x.dtype), self.poly_lora_B[name].to(x.dtype)
+        update = self.combine[name].per_token(tokens, flat.to(x.dtype), banks=banks)
+        return update * self.scaling[name]
 
-    def _set_trainable(self, adapter_name: str, trainable: bool) -> None:
-        self.poly_lora_A[adapter_name].requires_grad_(trainable)
-        self.poly_lora_B[adapter_name].requires_grad_(trainable)
-        self.poly_router[adapter_name].requires_grad_(trainable)
+    def _set_trainable(self, adapter_name: str, is_active: bool) -> None:
+        what = self.trainable[adapter_name]
+        for bank in (self.poly_lora_A, self.poly_lora_B):
+            bank[adapter_name].requires_grad_(is_active and what != "router")
+        self.poly_router[adapter_name].requires_grad_(is_active and what != "skills")
 
 
-def make_router(config: PolyConfig, d_in: int) -> Router:
-    """The router of one layer; `d_in` is the width of what an input router reads."""
-    if config.poly_type == "shared":
-        return SharedRouter(config.n_splits)
-    if config.poly_type == "private":
-        return PrivateRouter(config.n_tasks, config.n_splits)
-    if config.poly_type == "mope":
-        return InputRouter(
-            d_in, config.n_skills, n_splits=config.n_splits, temperature=config.temperature
-        )
-    return TaskRouter(
-        config.n_tasks,
-        config.n_skills,
-        n_splits=config.n_splits,
-        noise=config.noise == "relaxed_bernoulli",
-        temperature=config.temperature,
-    )
+def make_combine(config: PolyConfig) -> Combine:
+    """The rule that `config.combine` names.
+
+    Raises:
+        ValueError: If it names a class that cannot be built.
+    """
+    if is_custom(config.combine):
+        assert isinstance(config.combine, dict)
+        return build("combine", config.combine, kind=Combine, given={})
+    return _COMBINE[str(config.combine)]()
 
 
 def _fill_uniform(bank: Tensor, bound: float) -> None:

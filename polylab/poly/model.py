@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +16,18 @@ from polylab.poly.adapters import AdaptedModel
 from polylab.poly.calls import (
     RoutedModule,
     check_prompt_mask,
+    check_segment_ids,
+    go_on,
     guard_checkpoints,
     keep_factors,
     observe_prompts,
-    prefilled_factors,
 )
 from polylab.poly.config import PolyConfig
 from polylab.poly.inspection import call_weights, task_gates, task_weights
 from polylab.poly.interventions import Subject, parse_intervention
 from polylab.poly.noise import KeyedNoise
+from polylab.poly.prior_loss import WeightedPrior, add_to_output, make_priors, prior_loss
+from polylab.poly.routers import Router
 from polylab.poly.routing import (
     Override,
     Routing,
@@ -35,6 +39,7 @@ from polylab.poly.routing import (
 )
 from polylab.poly.signatures import blank, root_of, signed
 from polylab.poly.structure import batch_shape, encoder_of, named_inputs, parameter_names
+from polylab.poly.weighing import weigh_shared
 
 __all__ = ["PolyModel", "get_peft_model"]
 
@@ -81,6 +86,9 @@ class PolyModel(AdaptedModel):
         return super().__new__(signed(cls, type(model)))
 
     def __init__(self, model: nn.Module, config: PolyConfig, adapter_name: str = "default") -> None:
+        self._priors: dict[str, list[WeightedPrior]] = {}
+        self._uniform_shares: dict[str, Tensor] = {}
+        make_priors(config)  # fails before any change
         super().__init__(model, config, adapter_name)
         self._names = parameter_names(model)
         self._encoder_decoder = encoder_of(model) is not None
@@ -88,7 +96,14 @@ class PolyModel(AdaptedModel):
             m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None
         )
         self._noise = KeyedNoise()
-        observe_prompts(model)
+        self._observers = observe_prompts(model)
+
+    def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
+        """See `AdaptedModel.add_adapter`."""
+        priors = make_priors(config)
+        super().add_adapter(adapter_name, config)
+        self._priors[adapter_name] = priors
+        self._note_share(adapter_name)
 
     def __reduce__(self) -> tuple:
         """For pickle and copy: `type(self)` has no import path."""
@@ -105,6 +120,7 @@ class PolyModel(AdaptedModel):
         *args: Any,
         task_ids: object = None,
         prompt_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The base model's output under the routing of `task_ids`.
@@ -115,18 +131,31 @@ class PolyModel(AdaptedModel):
                 for decoder-only models and encoders. Input routers (`mope`) and `shared` read none.
             prompt_mask: Tokens an input router may read. By default the attended ones (causal
                 models: those before the row's first label). Other routers read none.
+            segment_ids: For packed rows and an input router, `[batch, seq]`: the number of the
+                example that a token belongs to. (The attention mask is the base model's business.)
             **kwargs: The base model's.
+
+        Returns:
+            The base model's. With priors, in training, it has `prior_loss`, and its `loss` holds
+            that too.
 
         Raises:
             ValueError: If `task_ids` are missing, of a wrong type or shape, or out of range.
         """
         inputs = named_inputs(self._names, args, kwargs)
         routing = self._make_routing(
-            inputs, task_ids, prompt_mask=prompt_mask, packable=not self._encoder_decoder
+            inputs,
+            task_ids,
+            prompt_mask=prompt_mask,
+            segment_ids=segment_ids,
+            packable=not self._encoder_decoder,
         )
-        keeps = routing.reads_prompt and not torch.is_grad_enabled()
+        keeps = routing.reads == "prompt" and not torch.is_grad_enabled()
         if keeps:
-            routing.factors = prefilled_factors(inputs)
+            go_on(routing, inputs)
+        priors = self._priors[self.active_adapter] if self.training else None
+        if priors:
+            routing.records = {}
         previous = enter(routing)
         try:
             output = self.model(*args, **kwargs)
@@ -134,6 +163,8 @@ class PolyModel(AdaptedModel):
             enter(previous)
         if keeps:
             keep_factors(output, routing)
+        if priors and not routing.disabled:
+            add_to_output(output, prior_loss(priors, self._active_layers(), routing))
         return output
 
     def generate(
@@ -151,12 +182,12 @@ class PolyModel(AdaptedModel):
         inputs = named_inputs(["inputs"], args, kwargs)
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
         routing.factors = {}
-        if routing.reads_prompt and not self._encoder_decoder:
-            routing.factors = prefilled_factors(inputs)
+        if routing.reads == "prompt" and not self._encoder_decoder:
+            go_on(routing, inputs)
             routing.prompt_tokens = batch_shape(inputs)[1]
         with entered(routing):
             output = self.model.generate(*args, **kwargs)  # type: ignore[operator]
-        if routing.reads_prompt:
+        if routing.reads == "prompt":
             keep_factors(output, routing)
         return output
 
@@ -177,6 +208,7 @@ class PolyModel(AdaptedModel):
         task_ids: object,
         *,
         prompt_mask: Tensor | None,
+        segment_ids: Tensor | None = None,
         packable: bool = True,
     ) -> Routing:
         if self.training:
@@ -184,26 +216,43 @@ class PolyModel(AdaptedModel):
         override = override_of(self)
         if override.disabled:
             return Routing(disabled=True)
-        config = self.peft_config[self.active_adapter]
+        config, layers = self.config_of(self.active_adapter), self._active_layers()
+        router = next(iter(layers.values())).router(self.active_adapter)
         batch, seq = batch_shape(inputs)
-        routing = Routing(intervention=override.intervention)
-        if config.poly_type == "mope":
-            routing.reads_prompt = True
+        packed_seq = seq if packable else None
+        routing = Routing(
+            intervention=override.intervention,
+            reads=router.reads,
+            uniform_share=self._uniform_shares.get(self.active_adapter),
+        )
+        if router.reads is not None:
             routing.prompt = check_prompt_mask(prompt_mask, batch, seq=seq)
-        elif config.poly_type != "shared":
+            routing.segments = check_segment_ids(segment_ids, batch, seq=packed_seq)
+        if router.needs_task_ids:
             if task_ids is None and override.intervention and batch is not None:
                 task_ids = override.intervention.default_ids(batch)
-            ids = check_task_ids(
-                task_ids, config.n_tasks, batch=batch, seq=seq if packable else None
-            )
+            ids = check_task_ids(task_ids, config.n_tasks, batch=batch, seq=packed_seq)
             # Once, and without waiting for the device: a copy in each layer would wait.
             routing.task_ids = ids.to(next(self.parameters()).device, non_blocking=True)
-            is_noisy = self.training and config.poly_type == "poly" and config.noise != "none"
-            if is_noisy and config.noise_source == "keyed" and override.intervention is None:
+            is_noisy = self.training and router.draws_noise and override.intervention is None
+            if is_noisy and config.noise_source == "keyed":
                 routing.noise = self._noise.key(len(ids))
+        if router.reads is None:
+            weigh_shared(layers.values(), routing, None)
+        elif config.router_input == "embeddings":
+            routing.weigh_shared = partial(weigh_shared, [*layers.values()])
         return routing
 
     # Routing
+
+    @property
+    def is_input_routed(self) -> bool:
+        """Whether the active adapter's router reads the input, so that a task has no weights."""
+        return self._router().reads is not None
+
+    def _router(self) -> Router:
+        """The router of any layer: what kind the active adapter has."""
+        return next(iter(self._active_layers().values())).router(self.active_adapter)
 
     def set_noise_key(
         self,
@@ -224,6 +273,26 @@ class PolyModel(AdaptedModel):
         n_layers = len(self.poly_layers())
         self._noise.set(seed, step, rows=first_row if rows is None else rows, n_layers=n_layers)
 
+    def set_uniform_share(self, share: float) -> None:
+        """Mix a uniform routing into the active adapter's: `w <- (1 - share) w + share * uniform`.
+
+        It is part of the adapter, and saved with it.
+
+        Raises:
+            ValueError: If it is not from 0 to 1, or there is no routing to anneal.
+        """
+        name = self.active_adapter
+        self.peft_config[name] = replace(self.peft_config[name], uniform_share=float(share))
+        self._note_share(name)
+
+    def _note_share(self, adapter_name: str) -> None:
+        share = self.peft_config[adapter_name].uniform_share
+        device = next(self.parameters()).device
+        if share:
+            self._uniform_shares[adapter_name] = torch.full((), share, device=device)
+        else:
+            self._uniform_shares.pop(adapter_name, None)
+
     @contextmanager
     def routing(self, spec: str) -> Iterator[PolyModel]:
         """Change the routing of every call inside, in this thread.
@@ -238,10 +307,10 @@ class PolyModel(AdaptedModel):
         """
         config, layers = self.peft_config[self.active_adapter], self._active_layers()
         subject = Subject(
-            router=next(iter(layers.values())).router(self.active_adapter),
+            router=self._router(),
             n_tasks=config.n_tasks,
             task_names=config.task_names,
-            skill_counts=dict.fromkeys(layers, config.skill_count),
+            skill_counts=dict.fromkeys(layers, config.bank_size),
             task_weights=self.task_weights,
         )
         with overridden(self, Override(intervention=parse_intervention(spec, subject))):
@@ -258,6 +327,7 @@ class PolyModel(AdaptedModel):
         *args: Any,
         task_ids: object = None,
         prompt_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Float[Tensor, "*batch splits skills"]]:
         """Weights of each layer for these inputs, without noise and under `routing(...)`.
@@ -270,7 +340,11 @@ class PolyModel(AdaptedModel):
         inputs = named_inputs(self._names, args, kwargs)
         with overridden(self, replace(override_of(self), disabled=False)):
             routing = self._make_routing(
-                inputs, task_ids, prompt_mask=prompt_mask, packable=not self._encoder_decoder
+                inputs,
+                task_ids,
+                prompt_mask=prompt_mask,
+                segment_ids=segment_ids,
+                packable=not self._encoder_decoder,
             )
         return call_weights(self.model, inputs, routing=routing, layers=self._active_layers())
 
@@ -280,7 +354,9 @@ class PolyModel(AdaptedModel):
         Raises:
             ValueError: If the adapter is routed by the input.
         """
-        return task_weights(self._active_layers(), self.active_adapter)
+        share = self.peft_config[self.active_adapter].uniform_share
+        layers = self._active_layers()
+        return task_weights(layers, self.active_adapter, uniform_share=share)
 
     def task_gates(self) -> dict[str, Float[Tensor, "tasks splits skills"]]:
         """`sigmoid(Z)` of every task by layer; empty where the router has no gates."""

@@ -38,24 +38,33 @@ class NoiseKey:
     _draws: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     def uniform(
-        self, layer: int, n_splits: int, *, n_skills: int, device: torch.device
-    ) -> Float[Tensor, "batch splits skills"]:
+        self, layer: int, n_splits: int, *, n_gates: int, device: torch.device
+    ) -> Float[Tensor, "batch splits gates"]:
         """The draws of one layer, in (0, 1), float32."""
-        key = (n_splits, n_skills, device)
+        key = (n_splits, n_gates, device)
         if key not in self._draws:  # all layers at once: one call of each op, not one per layer
             words = self._row_words(self.layers.to(device, non_blocking=True)[:, None])  # layers b
-            u = _to_uniform(*words, cells=n_splits * n_skills)
-            self._draws[key] = u.unflatten(-1, (n_splits, n_skills))
+            u = _to_uniform(*words, cells=n_splits * n_gates)
+            self._draws[key] = u.unflatten(-1, (n_splits, n_gates))
         return self._draws[key][layer]
 
     def uniform_per_task(
-        self, layer: int, n_splits: int, *, n_skills: int, task_ids: Int64[Tensor, "batch seq"]
-    ) -> Float[Tensor, "batch seq splits skills"]:
+        self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch seq splits gates"]:
         """The draws of one layer for packed rows: tokens of one row and task share them."""
         first, second = self._row_words(self.layers.to(task_ids.device)[layer])  # b
         first = _mix(first[:, None] ^ _mix(task_ids + 1))  # b l
-        u = _to_uniform(first, second[:, None].expand_as(first), cells=n_splits * n_skills)
-        return u.unflatten(-1, (n_splits, n_skills))
+        u = _to_uniform(first, second[:, None].expand_as(first), cells=n_splits * n_gates)
+        return u.unflatten(-1, (n_splits, n_gates))
+
+    def uniform_of_tasks(
+        self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch splits gates"]:
+        """The draws of one layer that all examples of a task share, in any row of the batch."""
+        words = self.layers.to(task_ids.device)[layer]
+        first, second = _mix(words[0] ^ _mix(task_ids + 1)), _mix(words[1] ^ task_ids)
+        u = _to_uniform(first, second, cells=n_splits * n_gates)
+        return u.unflatten(-1, (n_splits, n_gates))
 
     def _row_words(self, layers: Int64[Tensor, "*axes 2"]) -> tuple[Tensor, Tensor]:
         """Two independent words for each layer and row."""

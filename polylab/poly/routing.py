@@ -10,15 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from polylab.poly.combining import Factors
 from polylab.poly.interventions import Intervention
-from polylab.poly.mixing import Factors
 from polylab.poly.noise import NoiseKey
 
 __all__ = [
@@ -43,16 +43,26 @@ class Routing:
     """The state of one call of the model."""
 
     task_ids: TaskIds | None = None
+    reads: str | None = None
+    """What the routers read, if they read inputs (`Router.reads`)."""
     prompt: Bool[Tensor, "batch seq"] | None = None
     """Tokens an input router may read."""
+    segments: Int64[Tensor, "batch seq"] | None = None
+    """Which example of a packed row each token belongs to."""
     prompt_tokens: int | None = None
     """Length of the prompt that `generate` continues: what its calls see beyond is no prompt."""
-    encoder: Float[Tensor, "batch d_model"] | None = None
+    encoder: Float[Tensor, "batch *seq d_model"] | None = None
     """The encoder's output, pooled over the prompt: what decoder layers are routed by."""
-    reads_prompt: bool = False
-    """The routers read the pooled prompt: fill `prompt` and `encoder` from the model's inputs."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the routers that several layers share, by group: made once in a call."""
+    weigh_shared: Callable[[Routing, Tensor], None] | None = None
+    """Fills `weights` from the pooled embeddings, once these are known."""
+    uniform_share: Float[Tensor, ""] | None = None
+    """How much of a uniform routing is mixed in; None for nothing."""
     intervention: Intervention | None = None
     noise: NoiseKey | None = None
+    noiseless: bool = False
+    """No noise in training mode either."""
     disabled: bool = False
     """Layers compute the base model."""
     factors: dict[str, Factors] | None = None
@@ -114,8 +124,9 @@ def overridden(model: object, override: Override) -> Iterator[None]:
 class ReenteringCheckpoint:
     """A checkpoint function whose recompute runs under the routing of its forward.
 
-    The pooled encoder output travels as an argument of the checkpointed function: reentrant
-    checkpointing differentiates arguments, and would walk a captured graph once per segment.
+    Tensors of the routing that carry gradients travel as arguments of the checkpointed function:
+    reentrant checkpointing differentiates arguments, and would walk a captured graph once per
+    segment.
     """
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
@@ -127,14 +138,18 @@ class ReenteringCheckpoint:
         if routing is None:
             return self.checkpoint(function, *args, **kwargs)
 
+        groups = [*routing.weights]
+
         def run(encoder: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-            previous = enter(replace(routing, encoder=encoder))
+            weights = dict(zip(groups, args, strict=False))
+            previous = enter(replace(routing, encoder=encoder, weights=weights))
             try:
-                return function(*args, **kwargs)
+                return function(*args[len(groups) :], **kwargs)
             finally:
                 enter(previous)
 
-        return self.checkpoint(run, routing.encoder, *args, **kwargs)
+        shared = [routing.weights[group] for group in groups]
+        return self.checkpoint(run, routing.encoder, *shared, *args, **kwargs)
 
 
 def check_task_ids(

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["batch_shape", "encoder_of", "is_causal", "named_inputs", "parameter_names", "widths"]
+__all__ = [
+    "batch_shape",
+    "embedding_width",
+    "encoder_of",
+    "is_causal",
+    "named_inputs",
+    "parameter_names",
+    "widths",
+]
 
 # Where the batch's shape is read from, in this order.
 _MAIN_INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "encoder_outputs")
@@ -51,6 +59,23 @@ def widths(model: nn.Module, targets: Mapping[str, nn.Module]) -> dict[str, int 
     d_model = getattr(model.config, "hidden_size", None)
     assert isinstance(d_model, int)
     return {name: None if id(module) in inside else d_model for name, module in targets.items()}
+
+
+def embedding_width(model: nn.Module) -> int:
+    """Width of the input embeddings.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    find = getattr(model, "get_input_embeddings", None)
+    embeddings = find() if callable(find) else None
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ValueError(
+            f"router_input='embeddings': {type(model).__name__} has no table of input embeddings. "
+            "Give router_input='layer'."
+        )
+    return weight.shape[1]
 
 
 def named_inputs(names: Sequence[str], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,9 +30,17 @@ def before_first_label(
     return ((labels != IGNORED).cumsum(dim=1) == 0) & attention_mask.bool()
 
 
+class ExampleLosses(NamedTuple):
+    """Of one batch."""
+
+    losses: Float[Tensor, " batch"]  # summed over the example's tokens
+    tokens: Int[Tensor, " batch"]  # of its label
+    prior: Float[Tensor, ""] | None  # of the adapter's priors, in training
+
+
 def example_losses(
     model: nn.Module, batch: dict[str, Any], *, start: int | None, pad: int
-) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+) -> ExampleLosses:
     """Summed token losses and label tokens of each example.
 
     The loss is computed here, not by the model, because per-task losses need it per example.
@@ -52,14 +60,16 @@ def example_losses(
         "use_cache": False,
     }
     if start is not None:
-        logits = model(decoder_input_ids=shift_right(labels, start=start, pad=pad), **inputs).logits
+        output = model(decoder_input_ids=shift_right(labels, start=start, pad=pad), **inputs)
+        logits = output.logits
     else:
-        logits = model(prompt_mask=before_first_label(labels, mask), **inputs).logits[:, :-1]
-        labels = labels[:, 1:]
+        output = model(prompt_mask=before_first_label(labels, mask), **inputs)
+        logits, labels = output.logits[:, :-1], labels[:, 1:]
     losses = F.cross_entropy(
         logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
     )
-    return losses.sum(dim=1), (labels != IGNORED).sum(dim=1)
+    tokens = (labels != IGNORED).sum(dim=1)
+    return ExampleLosses(losses.sum(dim=1), tokens, getattr(output, "prior_loss", None))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
-from polylab.training.losses import TaskLosses, example_losses
+from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
     build_schedule,
     clip_by_group,
     grad_norms,
+    uniform_share,
 )
 from polylab.training.rng import RngStream
 
@@ -37,9 +38,9 @@ class PolyModule(LightningModule):
 
     Logged at `trainer.global_step` (optimiser steps done), every `trainer.log_every_n_steps` and
     at the last step: `train/loss`, `train/TASK/loss` (token means since the previous line),
-    `train/TASK/examples` (since the start of the run), `lr/GROUP`, `grad_norm/GROUP` (before
-    clipping); after a validation `val/loss`, `val/METRIC` (macro over tasks), `val/TASK/METRIC`,
-    and the same under `test/`.
+    `train/TASK/examples` (since the start of the run), `train/prior` (the adapter's priors,
+    weighted), `lr/GROUP`, `grad_norm/GROUP` (before clipping); after a validation `val/loss`,
+    `val/METRIC` (macro over tasks), `val/TASK/METRIC`, and the same under `test/`.
 
     Attributes:
         results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
@@ -110,6 +111,7 @@ class PolyModule(LightningModule):
         self._rng = RngStream()
         self._rates: dict[str, float] = {}
         self._norms: dict[str, Tensor] = {}
+        self._prior: Tensor | None = None
         self._window: list[Tensor] = []  # label tokens of the batches since the previous step
         self._logged_step = 0
         self.strict_loading = False  # the frozen part is not in the file; see on_load_checkpoint
@@ -122,6 +124,8 @@ class PolyModule(LightningModule):
                 f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
                 f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
             )
+        if self.optim.anneal_steps:  # now, not after hours
+            self._uniform_share()
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -133,14 +137,19 @@ class PolyModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.resume()
+        self._anneal()
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
-        losses, tokens = self._example_losses(batch)
+        losses, tokens, prior = self._example_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
-        return losses.sum() * self.trainer.world_size / self._window[0]
+        loss = losses.sum() * self.trainer.world_size / self._window[0]
+        if prior is None:
+            return loss
+        self._prior = prior.detach()
+        return loss + prior * self._window[-1] / self._window[0]  # counts once in a global batch
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """With accumulation: to the mean over the tokens of the whole global batch.
@@ -168,6 +177,7 @@ class PolyModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.suspend()
+        self._anneal()
         step = self.trainer.global_step
         if step != self._logged_step and self._is_log_step(step):
             loss = self._log_training()
@@ -177,6 +187,14 @@ class PolyModule(LightningModule):
     def on_train_end(self) -> None:
         if self.trainer.global_step != self._logged_step:
             self._log_training()
+
+    def _anneal(self) -> None:
+        if self.optim.anneal_steps:
+            self.model.set_uniform_share(self._uniform_share())
+
+    def _uniform_share(self) -> float:
+        steps, total = self.optim.anneal_steps, self.trainer.max_steps
+        return uniform_share(self.trainer.global_step, anneal_steps=steps, max_steps=total)
 
     def _is_log_step(self, step: int) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -189,6 +207,7 @@ class PolyModule(LightningModule):
             interval.metrics(self._logged_tasks)
             | {f"lr/{group}": rate for group, rate in self._rates.items()}
             | {f"grad_norm/{group}": norm.item() for group, norm in self._norms.items()}
+            | ({} if self._prior is None else {"train/prior": self._prior.item()})
         )
         return interval.loss
 
@@ -219,7 +238,8 @@ class PolyModule(LightningModule):
 
     def _evaluate(self, batch: dict[str, Any], split: str) -> None:
         evaluation = self._evaluation(split)
-        evaluation.add_losses(batch["task_ids"], *self._example_losses(batch))
+        losses = self._example_losses(batch)
+        evaluation.add_losses(batch["task_ids"], losses.losses, losses.tokens)
         texts = self.generate_texts(batch)
         evaluation.add_texts(batch["task_ids"], batch["inputs"], texts, batch["references"])
 
@@ -254,6 +274,7 @@ class PolyModule(LightningModule):
         checkpoint[STATE_KEY] = {
             "rng": gather_objects(self._rng.state_dict()),
             "losses": self._losses.state_dict(self._sum_over_ranks),
+            "uniform_share": self.model.peft_config[self.model.active_adapter].uniform_share,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -266,6 +287,7 @@ class PolyModule(LightningModule):
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["task_names"], self.task_names
         )
         check_trainable_state(self, checkpoint["state_dict"])
+        self.model.set_uniform_share(checkpoint[STATE_KEY]["uniform_share"])
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         rank, state = self.global_rank, checkpoint[STATE_KEY]
@@ -278,7 +300,7 @@ class PolyModule(LightningModule):
     def _is_encoder_decoder(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
-    def _example_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         config = self.model.config
         start = config.decoder_start_token_id if self._is_encoder_decoder else None
         return example_losses(self.model, batch, start=start, pad=config.pad_token_id)

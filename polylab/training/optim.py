@@ -52,6 +52,8 @@ class OptimConfig:
     """Largest gradient norm, of each group by itself; None does not clip."""
     router: str = "dense"
     """`dense`: the optimiser steps every router row, also of tasks that a batch lacks."""
+    anneal_steps: int = 0
+    """Over the last so many steps the routing is annealed to uniform (Poly-mu, MHR-mu)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -69,6 +71,8 @@ class OptimConfig:
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 yield f"optim.{field}={value} must be a finite number of at least 0"
+        if self.anneal_steps < 0:
+            yield f"optim.anneal_steps={self.anneal_steps} must not be negative"
         for field in ("clip", "total_steps"):
             value = getattr(self, field)
             if value is not None and value <= 0:
@@ -177,6 +181,23 @@ def schedule_factor(schedule: str, *, warmup: int, total: int) -> Callable[[int]
         return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
+
+
+def uniform_share(step: int, *, anneal_steps: int, max_steps: int) -> float:
+    """How uniform the routing is after `step` of `max_steps` steps: `1 - cos(pi/2 * done)`.
+
+    `done` runs from 0 to 1 over the last `anneal_steps` steps: the schedule of MHR's released code
+    (https://arxiv.org/abs/2211.03831), after which the average of the skills is one LoRA.
+
+    Raises:
+        ValueError: If the run has no last step, or is shorter than the annealing.
+    """
+    if not 0 < anneal_steps <= max_steps:
+        raise ValueError(
+            f"optim.anneal_steps={anneal_steps} must lie in 1 to trainer.max_steps={max_steps}."
+        )
+    done = min(1.0, max(0.0, 1 - (max_steps - step) / anneal_steps))
+    return 1.0 if done == 1 else 1 - math.cos(math.pi / 2 * done)
 
 
 def clip_by_group(optimizer: torch.optim.Optimizer, clip: Number | None) -> None:

@@ -26,7 +26,8 @@ GIVEN: dict[str, set[str]] = {
 }
 # defaults that differ on purpose
 DIFFERENT = {
-    "AdapterSchema": {"noise_source"},  # keyed: the same on any number of ranks
+    # noise_source: keyed, the same on any number of ranks; priors: their names, all at 0
+    "AdapterSchema": {"noise_source", "priors"},
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
 PAIRS: list[tuple[type, Callable[..., Any]]] = [

@@ -28,11 +28,14 @@ def test_defaults_are_pefts_and_ours_keep_its_function():
         ({"alpha": "16"}, "alpha='16' is not valid"),
         ({"temperature": float("inf")}, "temperature=inf is not valid"),
         ({"temperature": float("nan")}, "temperature=nan is not valid"),
-        ({"poly_type": "pol"}, r"poly_type='pol' is not valid: .*'poly', 'mope', 'shared'"),
+        (
+            {"poly_type": "pol"},
+            r"poly_type='pol' is not valid: .*'poly', 'c-poly', 'mope', 'shared'",
+        ),
         ({"init": "zeros"}, r"init='zeros' is not valid: give one of \['peft', 'mttl'\]"),
         ({"noise": True}, r"noise=True is not valid"),
         ({"noise_source": "step"}, r"noise_source='step' is not valid"),
-        ({"router_input": "embeddings"}, r"router_input='embeddings' is not valid.*'layer'"),
+        ({"router_input": "keys"}, r"router_input='keys' is not valid.*'layer', 'embeddings'"),
         ({"task_type": "SEQ"}, r"task_type='SEQ' is not valid.*SEQ_2_SEQ_LM"),
         ({"target_modules": []}, r"target_modules=\[\] is empty"),
         ({"target_modules": ""}, r"target_modules='' is empty"),
@@ -53,7 +56,7 @@ def test_all_problems_are_shown_together():
 
 def test_number_of_skills_follows_from_the_type():
     values = {"n_tasks": 7, "n_skills": 3}
-    counts = {kind: PolyConfig(**values, poly_type=kind).skill_count for kind in KINDS}
+    counts = {kind: PolyConfig(**values, poly_type=kind).bank_size for kind in KINDS}
     assert counts == {"poly": 3, "mope": 3, "shared": 1, "private": 7}
 
 

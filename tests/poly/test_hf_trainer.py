@@ -230,8 +230,8 @@ def test_the_signature_is_the_bases_and_ours(kind):
     names = [*inspect.signature(model.forward).parameters]
     wanted = inspect.signature(base(kind).forward).parameters
     named = [name for name, p in wanted.items() if p.kind is not p.VAR_KEYWORD]
-    assert names[: len(named) + 2] == [*named, "task_ids", "prompt_mask"]
-    assert names[len(named) + 2 :] == [n for n in wanted if n not in named]
+    ours = ["task_ids", "prompt_mask", "segment_ids"]
+    assert names == [*named, *ours, *(name for name in wanted if name not in named)]
     assert [*inspect.signature(type(model).forward).parameters] == ["self", *names]
 
 

@@ -10,14 +10,14 @@ from tests.poly.tiny import BATCH, inputs_of, output_of, poly, task_ids
 CPU = torch.device("cpu")
 
 
-def draw(seed=0, step=0, rows=None, layer=0, *, n_layers=3, n_splits=2, n_skills=5):
+def draw(seed=0, step=0, rows=None, layer=0, *, n_layers=3, n_splits=2, n_gates=5):
     rows = torch.arange(8) if rows is None else rows
     key = NoiseKey(layer_keys(seed, step, n_layers=n_layers), rows)
-    return key.uniform(layer, n_splits, n_skills=n_skills, device=CPU)
+    return key.uniform(layer, n_splits, n_gates=n_gates, device=CPU)
 
 
 def test_it_is_uniform():
-    u = draw(rows=torch.arange(2000), n_layers=1, n_splits=4, n_skills=25).flatten().double()
+    u = draw(rows=torch.arange(2000), n_layers=1, n_splits=4, n_gates=25).flatten().double()
     assert 0 < u.min() < 1e-5
     assert 1 - 1e-5 < u.max() < 1
     n = len(u)
@@ -30,7 +30,7 @@ def test_it_is_uniform():
 @pytest.mark.parametrize("axis", ["seed", "step", "row", "layer", "cell"])
 def test_neighbours_are_uncorrelated(axis):
     rows = torch.arange(4000)
-    big = {"rows": rows, "n_splits": 2, "n_skills": 5}
+    big = {"rows": rows, "n_splits": 2, "n_gates": 5}
     one = draw(**big)
     other = {
         "seed": draw(seed=1, **big),

@@ -104,6 +104,6 @@ def test_a_layer_with_other_tokens_is_refused():
     layer = next(iter(poly("llama").poly_layers().values()))
     with (
         entered(Routing(task_ids=segments())),
-        pytest.raises(ValueError, match=r"task_ids of shape \[4, 7\].*sees 12 tokens"),
+        pytest.raises(ValueError, match=r"routing per token, of shape \[4, 7\].*sees 12 tokens"),
     ):
         layer(torch.randn(4, 3, 16))
