@@ -17,6 +17,7 @@ from polylab.poly.files import capped, write_files, write_json, write_tensors
 from polylab.poly.injection import poly_layers
 from polylab.poly.io import CONFIG_FILE, WEIGHTS_FILE, task_type_of
 from polylab.poly.routing import Override, override_of
+from polylab.poly.saved_modules import saved_modules
 
 if TYPE_CHECKING:
     from polylab.poly.adapters import AdaptedModel
@@ -62,6 +63,9 @@ def export_lora(
     for key, (a, b) in factors.items():
         tensors[f"base_model.model.{key}.lora_A.weight"] = a.T
         tensors[f"base_model.model.{key}.lora_B.weight"] = b.T
+    for key, module in _copies(model.model, name).items():
+        for part, tensor in module.state_dict().items():
+            tensors[f"base_model.model.{key}.{part}"] = tensor
     bad = [f"not finite: {key}" for key, t in tensors.items() if not torch.isfinite(t).all()]
     if bad:
         raise ValueError("\n".join([f"task {task!r} cannot be exported:", *capped(bad)]))
@@ -74,6 +78,7 @@ def export_lora(
         "base_model_name_or_path": model.peft_config[name].base_model_name_or_path,
         "fan_in_fan_out": any(isinstance(la.base_layer, Conv1D) for la in layers.values()),
         "target_modules": [*layers],
+        "modules_to_save": model.peft_config[name].modules_to_save,
         "task_type": model.peft_config[name].task_type or task_type_of(model.model),
     }
     writers = {WEIGHTS_FILE: write_tensors(tensors), CONFIG_FILE: write_json(values)}
@@ -86,7 +91,6 @@ _PLAIN_LORA: dict[str, Any] = {
     "inference_mode": True,
     "init_lora_weights": True,
     "lora_dropout": 0.0,
-    "modules_to_save": None,
     "use_dora": False,
     "use_rslora": False,
 }
@@ -125,20 +129,36 @@ def merge_task(
         update = layer.scaling[name] * (a.to(wide) @ b.to(wide))  # d_in d_out, as Conv1D's weight
         update = update if isinstance(layer.base_layer, Conv1D) else update.T
         weight.copy_(weight.to(wide) + update.to(weight.device))
-    return unwrap(model)
+    return unwrap(model, copies_of=name)
 
 
-def unwrap(model: AdaptedModel) -> nn.Module:
+def unwrap(model: AdaptedModel, *, copies_of: str | None = None) -> nn.Module:
     """Put every base layer back in its place and return the base model; `model` is spent.
 
-    Its weights are as they were; it stays frozen, as PEFT leaves it.
+    It stays frozen, as PEFT leaves it.
+
+    Args:
+        model: Its adapted layers' weights are as they were.
+        copies_of: The adapter whose copies (`modules_to_save`) replace the modules they are of.
     """
     base = model.model
-    for name, layer in poly_layers(base).items():
-        parent = base.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], layer.base_layer)
+    inside: dict[str, nn.Module] = {n: la.base_layer for n, la in poly_layers(base).items()}
+    inside |= {n: module.original_module for n, module in saved_modules(base).items()}
+    inside |= {} if copies_of is None else _copies(base, copies_of)
+    for name, module in inside.items():
+        parent, _, child = name.rpartition(".")
+        setattr(base.get_submodule(parent), child, module.requires_grad_(False))
     model.forget()
     return base
+
+
+def _copies(base: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
+    """An adapter's trained copies of modules (`modules_to_save`) by name."""
+    return {
+        name: module.modules_to_save[adapter_name]
+        for name, module in saved_modules(base).items()
+        if adapter_name in module.modules_to_save
+    }
 
 
 def task_id_of(task: str | int, *, n_tasks: int, task_names: list[str] | None) -> int:

@@ -87,7 +87,7 @@ def from_loras(
     if options.get("n_tasks", len(loras)) == len(loras):
         defaults["task_names"] = names
     targets = shortest_targets(model, [*loras[0].a])
-    fixed = {"r": rank, "n_skills": len(loras), "target_modules": targets}
+    fixed = {"r": rank, "n_skills": len(loras), "target_modules": targets, "rank_pattern": {}}
     _check_options(options, fixed)
     config = PolyConfig(**{**defaults, **options, **fixed})
     if config.bank_size != len(loras):
@@ -97,7 +97,7 @@ def from_loras(
         )
     wrapped = PolyModel(model, config, adapter_name)
     for key, layer in wrapped.poly_layers().items():
-        back = config.r / config.alpha  # the layer's own scale is alpha / r
+        back = 1 / layer.scaling[adapter_name]
         a = torch.stack([lora.a[key].T for lora in loras])  # s d r
         b = torch.stack([lora.b[key].T.double() * (lora.scales[key] * back) for lora in loras])
         with torch.no_grad():

@@ -278,3 +278,24 @@ def test_task_factors_are_those_of_the_forward(tolerance):
         wanted = layer(x, task_ids=torch.tensor([task, task]))
         found = layer.base_layer(x) + layer.scaling["default"] * (x @ a) @ b
         torch.testing.assert_close(found, wanted, **tolerance)
+
+
+SAVED = {"llama": ["model.norm", "lm_head"], "t5": ["final_layer_norm"], "gpt2": ["ln_f"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_modules_and_patterns_go_along(kind, tmp_path):
+    suffix = {"t5": "v", "llama": "down_proj", "gpt2": "c_proj"}[kind]
+    patterns = {"rank_pattern": {suffix: 2}, "alpha_pattern": {suffix: 3.0}, "use_rslora": True}
+    model = poly_of(kind, modules_to_save=SAVED[kind], **patterns)
+    wanted = output_of(model, kind, task_ids=ids_of(4))
+    with model.disable_adapter():
+        plain = output_of(model, kind)
+    assert (wanted - plain).abs().max() > 1e-3
+    model.export_lora("sort", tmp_path)
+    torch.testing.assert_close(output_of(theirs_of(kind, tmp_path), kind), wanted, **CLOSE)
+    spared = copy.deepcopy(model).unload()
+    torch.testing.assert_close(output_of(spared, kind), plain, **CLOSE)
+    merged = model.merge_and_unload("sort")
+    torch.testing.assert_close(output_of(merged, kind), wanted, **CLOSE)
+    assert not any("modules_to_save" in name for name, _ in merged.named_modules())
