@@ -29,6 +29,25 @@ TYPES = {
     "poly, keyed noise": {"noise_source": "keyed"},
     "private": {"poly_type": "private"},
     "mope": {"poly_type": "mope"},
+    "c-poly, straight-through noise per task": {
+        "poly_type": "c-poly",
+        "noise": "straight_through",
+        "noise_per": "task",
+        "noise_source": "keyed",
+    },
+    "products, shared routers, priors": {
+        "combine": "products",
+        "granularity": "block",
+        "noise_source": "keyed",
+        "priors": {"ibp": 0.1, "entropy": 0.1, "load_balance": 0.1},
+    },
+    "mope by token, top-k, priors": {
+        "poly_type": "mope",
+        "router_level": "token",
+        "top_k": 2,
+        "priors": {"load_balance": 0.1, "mutual_information": 0.1},
+    },
+    "mope of the embeddings": {"poly_type": "mope", "router_input": "embeddings"},
 }
 QUIET = {"poly": {"noise": "none"}, "private": TYPES["private"], "mope": TYPES["mope"]}
 TARGETS = {"t5": ["q", "v", "wi_0", "wo"], "llama": ["q_proj", "v_proj", "down_proj"]}

@@ -52,7 +52,8 @@ class NoiseKey:
         self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "batch seq"]
     ) -> Float[Tensor, "batch seq splits gates"]:
         """The draws of one layer for packed rows: tokens of one row and task share them."""
-        first, second = self._row_words(self.layers.to(task_ids.device)[layer])  # b
+        layers = self.layers.to(task_ids.device, non_blocking=True)
+        first, second = self._row_words(layers[layer])  # b
         first = _mix(first[:, None] ^ _mix(task_ids + 1))  # b l
         u = _to_uniform(first, second[:, None].expand_as(first), cells=n_splits * n_gates)
         return u.unflatten(-1, (n_splits, n_gates))
@@ -61,7 +62,7 @@ class NoiseKey:
         self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch splits gates"]:
         """The draws of one layer that all examples of a task share, in any row of the batch."""
-        words = self.layers.to(task_ids.device)[layer]
+        words = self.layers.to(task_ids.device, non_blocking=True)[layer]
         first, second = _mix(words[0] ^ _mix(task_ids + 1)), _mix(words[1] ^ task_ids)
         u = _to_uniform(first, second, cells=n_splits * n_gates)
         return u.unflatten(-1, (n_splits, n_gates))
