@@ -51,7 +51,8 @@ class AdapterSchema:
             ["ibp", "entropy", "load_balance", "mutual_information"], 0
         )
     )
-    router: dict[str, Any] | None = None
+    # none: a node, for `adapter.router._target_=my_lab.routers.Mine` to find
+    router: dict[str, Any] | None = field(default_factory=lambda: {"_target_": None})
     router_input: str = "layer"
     router_level: str = "sequence"
     gating: str = "softmax"

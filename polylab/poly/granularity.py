@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from polylab.poly.config import PolyConfig
+from polylab.poly.linears import features_of
+from polylab.poly.routers import make_router
 from polylab.poly.structure import embedding_width, encoder_of, widths
 
 __all__ = ["KEYWORDS", "Seat", "router_groups", "router_seats"]
@@ -37,10 +40,16 @@ def router_seats(
     """The seat of each target layer.
 
     Raises:
-        ValueError: As `router_groups`.
+        ValueError: As `router_groups`; or if layers shared a router, but not what it reads.
     """
     groups = router_groups(model, targets, config.granularity)
-    reads: Mapping[str, int | None] = widths(model, targets)
+    kind = _reads(config, next(iter(targets.values())))
+    if kind is not None:
+        _check_shared_input(config, kind)
+    # Tokens are the layer's own, of a decoder beside an encoder too.
+    reads: Mapping[str, int | None] = (
+        dict.fromkeys(targets) if kind == "tokens" else widths(model, targets)
+    )
     if config.router_input == "embeddings":
         reads = dict.fromkeys(targets, embedding_width(model))
         groups = groups or {name: name for name in targets}
@@ -84,6 +93,30 @@ def router_groups(
             for name in names
         }
     return {name: _matched(name, granularity) for name in names}
+
+
+def _reads(config: PolyConfig, layer: nn.Module) -> str | None:
+    """What the adapter's routers read (`Router.reads`)."""
+    if config.router is not None:
+        with torch.device("meta"):
+            return make_router(config, features_of(layer)[0]).reads
+    if config.poly_type != "mope":
+        return None
+    return "tokens" if config.router_level == "token" else "prompt"
+
+
+def _check_shared_input(config: PolyConfig, kind: str) -> None:
+    if kind == "tokens" and config.router_input != "layer":
+        raise ValueError(
+            f"router_input={config.router_input!r} does not go with a router that reads tokens: "
+            "each is routed by the layer's own input. Give router_input='layer'."
+        )
+    if config.granularity != "linear" and config.router_input != "embeddings":
+        raise ValueError(
+            f"granularity={config.granularity!r} does not go with a router that reads the layer's "
+            "input, which layers do not share. Give granularity='linear'"
+            + (", or router_input='embeddings'." if kind == "prompt" else ".")
+        )
 
 
 def _block_of(name: str, lists: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from polylab.poly.classes import refuse_code
 from polylab.poly.config import BOOKKEEPING, PolyConfig
 from polylab.poly.granularity import Seat, router_seats
 from polylab.poly.injection import find_targets
@@ -71,12 +72,18 @@ def write_adapter(
     (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
+def read_adapter(
+    directory: str | Path, *, trust_code: bool = False
+) -> tuple[PolyConfig, dict[str, Tensor]]:
     """Configuration and tensors of a folder written by `write_adapter` or by PEFT's Poly.
+
+    Args:
+        directory: The folder.
+        trust_code: Accept classes that the files name: making the adapter imports and runs them.
 
     Raises:
         FileNotFoundError: If the folder, or one of the two files, is missing.
-        ValueError: If a file is damaged, or of another kind of adapter.
+        ValueError: If a file is damaged, of another kind of adapter, or names code unasked.
     """
     directory = Path(directory)
     values = _read_json(directory, CONFIG_FILE)
@@ -92,6 +99,8 @@ def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
             values |= json.loads((file.metadata() or {}).get("polylab", "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not trust_code:
+        refuse_code(values, directory)
     if (directory / TASKS_FILE).exists():
         ids = _read_json(directory, TASKS_FILE)
         values["task_names"] = sorted(ids, key=ids.__getitem__)

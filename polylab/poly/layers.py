@@ -18,7 +18,7 @@ from polylab.poly.routers import Router, make_router
 from polylab.poly.routing import Routing, TaskIds, current
 from polylab.poly.weighing import layer_weights
 
-__all__ = ["PolyLayer"]
+__all__ = ["PolyLayer", "make_combine"]
 
 _COMBINE: dict[str, type[AverageFactors] | type[SumProducts]] = {
     "factors": AverageFactors,
@@ -103,7 +103,7 @@ class PolyLayer(nn.Module):
         self.n_splits[adapter_name] = splits
         self.poly_type[adapter_name] = config.poly_type
         self.scaling[adapter_name] = config.alpha / config.r
-        self.combine[adapter_name] = _combine(config)
+        self.combine[adapter_name] = make_combine(config)
         self.dropout[adapter_name] = config.dropout
         self.trainable[adapter_name] = config.trainable
         self.groups[adapter_name], self.d_router[adapter_name] = group, d_router
@@ -271,7 +271,12 @@ class PolyLayer(nn.Module):
         self.poly_router[adapter_name].requires_grad_(is_active and what != "skills")
 
 
-def _combine(config: PolyConfig) -> Combine:
+def make_combine(config: PolyConfig) -> Combine:
+    """The combining rule that a configuration asks for.
+
+    Raises:
+        ValueError: If a class of the user's own cannot be built.
+    """
     if is_custom(config.combine):
         assert isinstance(config.combine, dict)
         return build("combine", config.combine, kind=Combine, given={})
