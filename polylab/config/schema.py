@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -38,7 +38,7 @@ class AdapterSchema:
     dropout: float = 0.0
     trainable: str = "all"
     n_private: int = 1
-    allocation: list[list[float]] | None = None
+    allocation: Any = None
     noise: Any = "relaxed_bernoulli"
     noise_per: str = "example"
     # training draws for the global batch: the same on any number of ranks and after a resume
@@ -51,8 +51,10 @@ class AdapterSchema:
             ["ibp", "entropy", "load_balance", "mutual_information"], 0
         )
     )
-    # none: a node, for `adapter.router._target_=my_lab.routers.Mine` to find
-    router: dict[str, Any] | None = field(default_factory=lambda: {"_target_": None})
+    # none: a node for `adapter.router._target_=my_lab.routers.Mine` to find, open to its arguments
+    router: Any = field(
+        default_factory=lambda: OmegaConf.create({"_target_": None}, flags={"struct": False})
+    )
     router_input: str = "layer"
     router_level: str = "sequence"
     gating: str = "softmax"

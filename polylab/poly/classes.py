@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 __all__ = ["TARGET", "build", "is_custom", "named_classes", "refuse_code"]
 
@@ -17,7 +17,7 @@ _OPTIONS = ("router", "noise", "combine")
 _Built = TypeVar("_Built")
 
 
-def is_custom(value: object) -> bool:
+def is_custom(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether an option's value names a class."""
     return isinstance(value, Mapping) and TARGET in value
 

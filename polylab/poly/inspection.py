@@ -40,7 +40,7 @@ def call_weights(
     found = {name: records[name] for name in layers if name in records}
     batch = batch_shape(inputs)[0]
     if routing.task_ids is None and batch is not None:  # one row for all, where none reads ids
-        return {name: w.expand(batch, -1, -1) for name, w in found.items()}
+        return {name: w.expand(batch, *w.shape[1:]) for name, w in found.items()}
     return found
 
 

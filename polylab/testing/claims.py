@@ -96,8 +96,10 @@ class Claims:
             came = f"they differ by up to {(found - wanted).abs().max().item():.3g}"
         self.require(holds, came, required)
 
-    def gradients(self, named: Mapping[str, Tensor | None], required: str) -> None:
-        """Each gradient is there, finite, and not all 0.
+    def gradients(
+        self, named: Mapping[str, Tensor | None], required: str, *, above: float = 0.0
+    ) -> None:
+        """Each gradient is there, finite, and somewhere larger than `above`.
 
         Raises:
             AssertionError: If one is not.
@@ -108,7 +110,7 @@ class Claims:
             self.require(
                 torch.isfinite(grad).all(), f"that of {name} is not finite", "finite gradients"
             )
-            self.require(grad.abs().max() > 0, f"that of {name} is 0 everywhere", required)
+            self.require(grad.abs().max() > above, f"that of {name} is 0 everywhere", required)
 
     def _say(self, came_out: str, required: str) -> str:
         return f"{self.name}, {': '.join(self._what)}: {came_out}. Required: {required}."

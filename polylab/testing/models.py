@@ -27,7 +27,13 @@ __all__ = ["batch_of", "check_in_models", "gpt2"]
 
 BATCH, SEQ, VOCABULARY, STEPS = 4, 6, 30, 12
 _TARGETS = {"T5": ["q", "v", "wo"], "GPT-2": ["c_attn", "c_proj"]}
-_COMMON = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_COMMON: dict[str, Any] = {
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": False,
+}
 
 
 def check_in_models(claims: Claims, changes: dict[str, Any]) -> None:
@@ -166,8 +172,6 @@ def t5(n_splits: int) -> PreTrainedModel:
         d_ff=2 * width,
         num_layers=2,
         dropout_rate=0.0,
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,
         **_COMMON,
     )
     model = T5ForConditionalGeneration(config).eval()
@@ -191,7 +195,6 @@ def gpt2(n_splits: int) -> PreTrainedModel:
         attn_pdrop=0.0,
         resid_pdrop=0.0,
         initializer_range=0.3,
-        tie_word_embeddings=False,
         **_COMMON,
     )
     return GPT2LMHeadModel(config).eval()

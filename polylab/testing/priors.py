@@ -83,13 +83,15 @@ def _gradients(claims: Claims, make: _Make) -> None:
     with claims.step("the gradient"):
         prior = make()
         weights, gates, shares = _rows(prior)
-        what, leaf = ("the gates", gates) if gates is not None else ("the weights", weights)
-        leaf.requires_grad_()
-        weights = weights if gates is None else normalise(gates)
+        what = "weights" if gates is None else "gates"
+        leaf = (weights if gates is None else gates).log().requires_grad_()
+        gates = None if gates is None else leaf.exp()
+        weights = torch.softmax(leaf, -1) if gates is None else normalise(gates)
         value = prior(weights, gates, shares)
-        claims.require(value.requires_grad, "a value that carries none", f"one in {what}")
+        claims.require(value.requires_grad, "a value that carries none", f"one in the {what}")
         value.backward()
-        claims.gradients({what: leaf.grad}, "one that is not 0")
+        rule = f"one that is not 0, for {what} that keep their sum"
+        claims.gradients({f"the {what}": leaf.grad}, rule, above=1e-6)
 
 
 def _corners(claims: Claims, make: _Make) -> None:

@@ -64,7 +64,7 @@ class _Subject:
     """
 
     claims: Claims
-    make: Callable[[], Router]
+    make: Callable[..., Router]
     n_tasks: int
 
     def calls(self, router: Router) -> Iterator[_Call]:
@@ -229,7 +229,7 @@ def _precisions(s: _Subject) -> None:
 def _state(s: _Subject) -> None:
     trained = s.make()
     stirred(trained, 1.0)
-    other, twin = s.make(), copy.deepcopy(trained).eval()
+    other, twin = s.make(seed=1), copy.deepcopy(trained).eval()
     with s.claims.step("saving its state_dict"):
         other.load_state_dict(trained.state_dict())
     trained.eval()

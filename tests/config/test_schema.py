@@ -26,8 +26,9 @@ GIVEN: dict[str, set[str]] = {
 }
 # defaults that differ on purpose
 DIFFERENT = {
-    # noise_source: keyed, the same on any number of ranks; priors: their names, all at 0
-    "AdapterSchema": {"noise_source", "priors"},
+    # noise_source: keyed, the same on any number of ranks; priors: their names, all at 0;
+    # router: an empty node to override
+    "AdapterSchema": {"noise_source", "priors", "router"},
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
 PAIRS: list[tuple[type, Callable[..., Any]]] = [
