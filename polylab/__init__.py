@@ -6,11 +6,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from polylab.poly import PolyConfig, PolyLayer, PolyModel, TaskType, get_peft_model
+    from polylab.poly import (
+        PolyConfig,
+        PolyLayer,
+        PolyModel,
+        TaskType,
+        from_loras,
+        from_mttl,
+        get_peft_model,
+    )
     from polylab.poly import PolyModel as PeftModel
 
 __version__ = "0.1.0"
-__all__ = ["PeftModel", "PolyConfig", "PolyLayer", "PolyModel", "TaskType", "get_peft_model"]
+__all__ = [
+    "PeftModel",
+    "PolyConfig",
+    "PolyLayer",
+    "PolyModel",
+    "TaskType",
+    "from_loras",
+    "from_mttl",
+    "get_peft_model",
+]
 
 # Public name -> (module, name there). Resolved on first use, so that the commands' help and error
 # messages do not wait for torch and transformers.
@@ -20,6 +37,8 @@ _EXPORTS = {
     "PolyLayer": ("polylab.poly", "PolyLayer"),
     "PolyModel": ("polylab.poly", "PolyModel"),
     "TaskType": ("polylab.poly", "TaskType"),
+    "from_loras": ("polylab.poly", "from_loras"),
+    "from_mttl": ("polylab.poly", "from_mttl"),
     "get_peft_model": ("polylab.poly", "get_peft_model"),
 }
 

@@ -30,6 +30,12 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from polylab.backbones.quantization import (
+    enable_checkpointing,
+    prepare_quantized,
+    quantization_options,
+)
+
 TINY_NAMES = ("tiny", "polylab/tiny")
 TINY_FOLDER = Path(__file__).resolve().parent / "tiny"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -54,6 +60,8 @@ def load_backbone(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
     from_scratch: bool = False,
+    quantization: str | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Backbone:
     """Load `name_or_path` through transformers' `from_pretrained`, model in eval mode.
 
@@ -67,16 +75,19 @@ def load_backbone(
         attn_implementation: `eager`, `sdpa`, `flash_attention_2`, ...; by default what
             transformers picks.
         from_scratch: Take only the architecture and give it fresh random weights, to pretrain them.
+        quantization: `4bit` or `8bit`: hold the linear layers so, through bitsandbytes, and what is
+            left in float32.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
 
     Raises:
-        ValueError: On an unknown dtype, or an architecture with neither a sequence-to-sequence nor
-            a causal head, or a tokenizer without any token to pad with.
+        ValueError: On an unknown dtype or quantization, or an architecture with neither a
+            sequence-to-sequence nor a causal head, or a tokenizer without any token to pad with.
+        ModuleNotFoundError: If bitsandbytes is needed and not installed.
         FileNotFoundError: If the local folder is missing or has no config.json.
         ConnectionError: If the hub cannot be reached and the files are not in the local cache.
         OSError: If the hub has no such repository or file, or the local files do not load.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"backbone.dtype={dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    quantized = _precision_options(dtype, quantization, from_scratch=from_scratch)
     name = str(name_or_path)
     embedded = name in TINY_NAMES
     source = str(TINY_FOLDER) if embedded else name
@@ -95,14 +106,32 @@ def load_backbone(
         if from_scratch:
             model = auto_class.from_config(config)
         else:
-            model = auto_class.from_pretrained(source, config=config, **options)
+            model = auto_class.from_pretrained(source, config=config, **options, **quantized)
         del options["dtype"]
         options.pop("attn_implementation", None)
         tokenizer = (
             ByT5Tokenizer() if embedded else AutoTokenizer.from_pretrained(source, **options)
         )
     _ensure_pad_token(model, tokenizer, name)
+    if quantized:
+        prepare_quantized(model)
+    if gradient_checkpointing:
+        enable_checkpointing(model)
     return Backbone(model.eval(), tokenizer, bool(config.is_encoder_decoder), name)
+
+
+def _precision_options(
+    dtype: str, quantization: str | None, *, from_scratch: bool
+) -> dict[str, Any]:
+    if dtype not in DTYPES:
+        raise ValueError(f"backbone.dtype={dtype} is not known; choose one of {', '.join(DTYPES)}.")
+    quantized = quantization_options(quantization)
+    if quantized and from_scratch:
+        raise ValueError(
+            f"backbone.quantization={quantization} with backbone.from_scratch=true: quantised "
+            "weights cannot be pretrained; leave one of the two out."
+        )
+    return quantized
 
 
 def _torch_dtype(dtype: str) -> str | torch.dtype:

@@ -33,6 +33,33 @@ Flags
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
+EXPORT_HELP = """\
+polylab: take the adapter of a run elsewhere
+
+usage: python -m polylab.export run=RUN_DIR to=DIR [format=FORMAT] [task=NAME]
+
+Keys
+  run     folder of a finished run, runs/EXPERIMENT/DATE_TIME
+  to      a new folder; it appears when it is whole
+  format  lora    plain PEFT LoRAs: one in DIR/TASK for each task, with task= one in DIR (default)
+          poly    the whole adapter with all tasks
+          merged  a Hugging Face model with one task's update in its weights
+  task    name or id of one task
+
+Examples
+  python -m polylab.export run=RUN_DIR to=loras
+  python -m polylab.export run=RUN_DIR to=lora_of_one task=NAME
+  python -m polylab.export run=RUN_DIR to=lora_of_one task=0
+  python -m polylab.export run=RUN_DIR to=adapter format=poly
+  python -m polylab.export run=RUN_DIR to=model format=merged task=NAME
+
+Adapters that are routed by the input (mope) have no weights of a task: format=poly only.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
 
 def options(group: str) -> list[str]:
     """Return the names of the options that the package holds for `group`, sorted."""

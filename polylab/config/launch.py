@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.errors import ConfigError, report_errors
@@ -76,10 +76,13 @@ def known_keys(config_name: str) -> list[str]:
             chosen = [o for o in _arguments().overrides if o.split("=")[0] in groups]
             for overrides in (chosen, []):
                 try:
-                    cfg = compose(config_name, overrides)
+                    cfg = compose(config_name, overrides, return_hydra_config=True)
                 except (HydraException, OmegaConfBaseException):
                     continue
-                return [*groups, *_flat(OmegaConf.to_container(cfg, resolve=False))]
+                own = [g for g in groups if g in cfg.hydra.runtime.choices]  # not other commands'
+                with open_dict(cfg):
+                    del cfg["hydra"]
+                return [*own, *_flat(OmegaConf.to_container(cfg, resolve=False))]
     except (HydraException, OmegaConfBaseException):
         pass
     return []

@@ -20,6 +20,8 @@ class BackboneSchema:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     from_scratch: bool = False
+    quantization: str | None = None
+    gradient_checkpointing: bool = False
 
 
 @dataclass
@@ -32,6 +34,11 @@ class AdapterSchema:
     target_modules: Any = None
     exclude_modules: Any = None
     modules_to_save: list[str] | None = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+    rank_pattern: Any = None  # {}, which would take no new keys
+    alpha_pattern: Any = None
+    use_rslora: bool = False
     init_weights: bool = True
     init: str = "peft"
     combine: Any = "factors"
@@ -174,10 +181,20 @@ class TrainSchema:
     logger: Any = None
 
 
+@dataclass
+class ExportSchema:
+    run: str = MISSING
+    to: str = MISSING
+    format: str = "lora"
+    task: str | None = None
+    trust_code: bool = False
+
+
 def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
     store(name="train_schema", node=TrainSchema, provider="polylab")
+    store(name="export_schema", node=ExportSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,

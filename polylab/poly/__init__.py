@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polylab.poly.config import PolyConfig, TaskType
+    from polylab.poly.importing import from_loras
     from polylab.poly.layers import PolyLayer
     from polylab.poly.model import PolyModel, get_peft_model
+    from polylab.poly.mttl import from_mttl
 
-__all__ = ["PolyConfig", "PolyLayer", "PolyModel", "TaskType", "get_peft_model"]
+__all__ = [
+    "PolyConfig",
+    "PolyLayer",
+    "PolyModel",
+    "TaskType",
+    "from_loras",
+    "from_mttl",
+    "get_peft_model",
+]
 
 # Resolved on first use: `polylab.poly.config` alone needs neither torch nor transformers.
 _MODULES = {
@@ -18,6 +28,8 @@ _MODULES = {
     "PolyLayer": "layers",
     "PolyModel": "model",
     "TaskType": "config",
+    "from_loras": "importing",
+    "from_mttl": "mttl",
     "get_peft_model": "model",
 }
 

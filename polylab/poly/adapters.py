@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from polylab.poly import io
@@ -21,7 +22,9 @@ from polylab.poly.injection import (
     wrap_targets,
 )
 from polylab.poly.layers import PolyLayer
-from polylab.poly.linears import features_of
+from polylab.poly.linears import features_of, keep_differentiable
+from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
+from polylab.poly.tied import name_tied_weights_once
 from polylab.poly.trial import try_own_classes
 
 __all__ = ["AdaptedModel"]
@@ -45,12 +48,18 @@ class AdaptedModel(nn.Module):
                 f"{type(model).__name__} is wrapped already. Add a second adapter with "
                 "add_adapter(name, config), or start from a fresh base model."
             )
-        _check_fit(model, config)  # fails before any change
+        # these fail before any change
+        _check_fit(model, config)
+        _check_name(adapter_name, ())
+        keep_differentiable(model)
         self.model = model.requires_grad_(False)
         self.training = model.training
         self.peft_config: dict[str, PolyConfig] = {}
+        self._observers: list[RemovableHandle] = []
+        self._active_layers: dict[str, PolyLayer] = {}
         self.active_adapter = adapter_name
         self.add_adapter(adapter_name, config)
+        name_tied_weights_once(self)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -73,9 +82,9 @@ class AdaptedModel(nn.Module):
         """The adapted layers by their name in the base model, in module order."""
         return poly_layers(self.model)
 
-    def _active_layers(self) -> dict[str, PolyLayer]:
-        layers = self.poly_layers().items()
-        return {name: layer for name, layer in layers if self.active_adapter in layer.poly_lora_A}
+    def active_layers(self) -> dict[str, PolyLayer]:
+        """Those that the active adapter is in. Kept: every call asks for them."""
+        return self._active_layers
 
     @property
     def active_adapters(self) -> list[str]:
@@ -88,17 +97,15 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If the name is taken or has a dot, or `config` does not fit the model.
         """
-        if adapter_name in self.peft_config or "." in adapter_name or not adapter_name:
-            raise ValueError(
-                f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: "
-                f"{[*self.peft_config]}."
-            )
+        _check_name(adapter_name, self.peft_config)
         config = _resolve(config, self.model)
         _check_fit(self.model, config)
         targets = find_targets(self.model, config)
         seats = router_seats(self.model, targets, config)
+        copied = find_saved(self.model, config)
         layers = wrap_targets(self.model, targets)
         seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
+        wrap_saved(self.model, copied, adapter_name=adapter_name)
         self.peft_config[adapter_name] = config
         self.set_adapter(self.active_adapter)
 
@@ -109,10 +116,14 @@ class AdaptedModel(nn.Module):
             ValueError: If there is no such adapter, or there are several.
         """
         name = adapter_name if isinstance(adapter_name, str) else "+".join(adapter_name)
-        config = self._config_of(name)
+        config = self.config_of(name)
         for layer in self.poly_layers().values():
             layer.set_adapter(name, inference_mode=config.inference_mode)
+        for module in saved_modules(self.model).values():
+            module.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
+        layers = self.poly_layers().items()
+        self._active_layers = {key: layer for key, layer in layers if name in layer.poly_lora_A}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; if it was active, the first remaining one becomes active.
@@ -120,17 +131,24 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If there is no such adapter, or it is the last.
         """
-        self._config_of(adapter_name)
+        self.config_of(adapter_name)
         if len(self.peft_config) == 1:
             raise ValueError(f"adapter {adapter_name!r} is the last one: use disable_adapter().")
         for layer in self.poly_layers().values():
             if adapter_name in layer.poly_lora_A:
                 layer.delete_adapter(adapter_name)
+        for module in saved_modules(self.model).values():
+            module.delete_adapter(adapter_name)
         del self.peft_config[adapter_name]
         if self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
 
-    def _config_of(self, adapter_name: str) -> PolyConfig:
+    def config_of(self, adapter_name: str) -> PolyConfig:
+        """The configuration of an adapter.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
         if adapter_name not in self.peft_config:
             raise ValueError(
                 f"no adapter {adapter_name!r}. There are: {[*self.peft_config]}; give one of them."
@@ -182,6 +200,7 @@ class AdaptedModel(nn.Module):
             ValueError: If the name is taken, the adapter does not fit the model, or it names code
                 that is not trusted.
         """
+        _check_name(adapter_name, self.peft_config)
         config, tensors = io.read_adapter(model_id, trust_code=trust_code)
         io.check_tensors(tensors, config, model=self.model)
         self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
@@ -197,8 +216,14 @@ class AdaptedModel(nn.Module):
         """
         for name in selected_adapters if selected_adapters is not None else self.peft_config:
             directory = Path(save_directory) / ("" if name == "default" else name)
-            config = self._config_of(name)
+            config = self.config_of(name)
             io.write_adapter(directory, config, model=self.model, adapter_name=name)
+
+    def forget(self) -> None:
+        """Hold no adapter: the base model has been taken out."""
+        self.peft_config.clear()
+        for handle in self._observers:
+            handle.remove()
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
@@ -228,6 +253,13 @@ def _check_fit(model: nn.Module, config: PolyConfig) -> None:
     targets = find_targets(model, config)
     router_seats(model, targets, config)
     try_own_classes(config, features_of(next(iter(targets.values())))[0])
+
+
+def _check_name(adapter_name: str, taken: Iterable[str]) -> None:
+    if adapter_name in taken or "." in adapter_name or not adapter_name:
+        raise ValueError(
+            f"adapter name {adapter_name!r} is empty, has a dot or is taken. Taken: {[*taken]}."
+        )
 
 
 def _resolve(config: PolyConfig, model: nn.Module) -> PolyConfig:

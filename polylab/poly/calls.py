@@ -1,25 +1,17 @@
-"""Around a call of the base model: what routers of the prompt observe, and checkpointing."""
+"""Around a call of the base model: its parts, its checkpointing, and checks of its masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from polylab.poly.prompts import check_prompts, pool_prompt, prompt_before_labels
-from polylab.poly.routing import ReenteringCheckpoint, Routing, current, enter
-from polylab.poly.structure import encoder_of, is_causal, named_inputs, parameter_names
+from polylab.poly.routing import ReenteringCheckpoint, Routing, enter
+from polylab.poly.structure import named_inputs, parameter_names
 
-__all__ = [
-    "RoutedModule",
-    "check_prompt_mask",
-    "check_segment_ids",
-    "guard_checkpoints",
-    "observe_prompts",
-]
+__all__ = ["RoutedModule", "check_prompt_mask", "check_segment_ids", "guard_checkpoints"]
 
 
 class RoutedModule(nn.Module):
@@ -98,107 +90,3 @@ def check_segment_ids(
             "encoder-decoder model takes none."
         )
     return segment_ids.long()
-
-
-def observe_prompts(model: nn.Module) -> None:
-    """Let every call of `model` fill `Routing.prompt` and `Routing.encoder`, where read.
-
-    By hooks, for `generate` calls the base model itself, with masks and rows that it prepares.
-    """
-    encoder = encoder_of(model)
-    names, causal = parameter_names(model), is_causal(model)
-    _observe_embeddings(*(part for part in (model, encoder) if part is not None))
-    if encoder is None:
-
-        def see_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            _set_prompt(named_inputs(names, args, kwargs), causal=causal)
-
-        model.register_forward_pre_hook(see_inputs, with_kwargs=True)
-        return
-    encoder_names = parameter_names(encoder)
-
-    def see_encoder_inputs(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        _set_prompt(named_inputs(encoder_names, args, kwargs), causal=False)
-
-    def see_encoder_output(_module: nn.Module, _args: tuple, output: Any) -> None:
-        _set_encoder(output[0], None)
-
-    def see_given_output(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs = named_inputs(names, args, kwargs)
-        if inputs.get("encoder_outputs") is not None:
-            _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
-
-    encoder.register_forward_pre_hook(see_encoder_inputs, with_kwargs=True)
-    encoder.register_forward_hook(see_encoder_output)
-    model.register_forward_pre_hook(see_given_output, with_kwargs=True)
-
-
-def _observe_embeddings(*models: nn.Module) -> None:
-    """Routers of the embeddings, which layers share, are evaluated once the first are known."""
-
-    def see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
-        _weigh_shared(output)
-
-    tables = [getattr(model, "get_input_embeddings", lambda: None)() for model in models]
-    for table in {id(table): table for table in tables}.values():
-        if isinstance(table, nn.Module):
-            table.register_forward_hook(see_embeddings)
-
-
-def _weigh_shared(embeddings: Tensor) -> None:
-    routing = current()
-    if routing is not None and routing.weigh_shared is not None:
-        weigh, routing.weigh_shared = routing.weigh_shared, None
-        weigh(
-            routing,
-            pool_prompt(embeddings, routing.prompt, segments=routing.segments, where="embeddings"),
-        )
-
-
-def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:
-    routing = current()
-    if routing is None or routing.reads is None:
-        return
-    tokens = inputs.get("input_ids")
-    tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-    if not isinstance(tokens, Tensor):
-        return
-    rows = tokens.shape[0]
-    if routing.prompt is not None:
-        if inputs.get("inputs_embeds") is not None:
-            _weigh_shared(tokens)
-        if routing.prompt.shape[0] != rows and rows % routing.prompt.shape[0] == 0:  # beams
-            times = rows // routing.prompt.shape[0]
-            routing.prompt = routing.prompt.repeat_interleave(times, dim=0)
-        return
-    attended = _attended(inputs.get("attention_mask"), tokens)
-    labels = inputs.get("labels") if causal and routing.reads == "prompt" else None
-    routing.prompt = prompt_before_labels(attended, labels, routing.segments)
-    if labels is not None and routing.segments is None:
-        check_prompts(routing.prompt)
-    if inputs.get("inputs_embeds") is not None:  # then the table of embeddings is not called
-        _weigh_shared(tokens)
-
-
-def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:
-    routing = current()
-    if routing is None or routing.reads != "prompt" or routing.encoder is not None:
-        return
-    prompt = routing.prompt
-    if prompt is None:
-        prompt = _attended(attention_mask, hidden)
-    routing.encoder = pool_prompt(hidden, prompt, where="encoder")
-
-
-def _attended(attention_mask: Tensor | None, tokens: Tensor) -> Bool[Tensor, "batch seq"]:
-    if attention_mask is None:
-        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    if attention_mask.ndim != 2:
-        routing = current()
-        if routing is not None and routing.reads == "tokens":
-            return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        raise ValueError(
-            f"attention_mask has shape {[*attention_mask.shape]}, which does not say what the "
-            "prompt is. Give prompt_mask, [batch, seq]."
-        )
-    return attention_mask.bool()

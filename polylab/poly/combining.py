@@ -60,8 +60,8 @@ class Combine(ABC):
 class AverageFactors(Combine):
     """`A* = concat_q sum_s w[q, s] A[q, s]`, `B*` likewise: rank r, quadratic in w.
 
-    What all released code computes (Polytropon, https://arxiv.org/abs/2202.13914, section 2.4; MHR,
-    https://arxiv.org/abs/2211.03831, Eq. 4).
+    What all released code computes (Polytropon, https://arxiv.org/abs/2202.13914; MHR,
+    https://arxiv.org/abs/2211.03831).
     """
 
     def factors(self, weights: _Weights, bank_a: BankA, bank_b: BankB) -> Factors:
@@ -144,7 +144,9 @@ def add_update(
     a, b = factors
     groups, d_in = b.shape[0], a.shape[1]
     n_rows = x.numel() // d_in
-    if n_rows % groups:
+    if not n_rows:
+        return y  # an empty batch
+    if not groups or n_rows % groups:
         raise ValueError(
             f"{n_rows} rows of a layer's input cannot be split among task_ids of length {groups}: "
             "the layer must see the same number of rows for every example."

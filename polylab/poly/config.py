@@ -52,8 +52,21 @@ class PolyConfig:
     None: the usual layers of the model's architecture."""
     exclude_modules: list[str] | str | None = None
     """Suffixes, or a regular expression, of modules to leave alone."""
+    layers_to_transform: list[int] | int | None = None
+    """Adapt only these of the model's layers, counted from 0; None: all. Not with a regular
+    expression in `target_modules`, which says it itself."""
+    layers_pattern: list[str] | str | None = None
+    """Name (a regular expression) in front of a layer's number, such as `layers`; None: the first
+    number in a module's name counts."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of single layers: `{pattern: r}`. A pattern is a regular expression for the end of a
+    module's name, in whole parts; the first one that matches counts."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """`alpha` of single layers, as `rank_pattern`."""
     modules_to_save: list[str] | None = None
-    """Refused when not empty: the backbone stays frozen."""
+    """Ends of the names of modules (not adapted ones: embeddings, norms, heads) of which the
+    adapter trains and saves a copy of its own; the backbone's stays frozen. As in PEFT not in whole
+    parts: `norm` also means `input_layernorm`, and `model.norm` does not."""
     init_weights: bool = True
     """Start from B = 0, the base model exactly. False: B is random like A."""
     poly_type: str = "poly"
@@ -76,6 +89,8 @@ class PolyConfig:
     """`all`, `skills` (A and B) or `router` (Poly-z, MHR-z: the skills stay as they are)."""
     alpha: float = 1.0
     """The update is scaled by alpha / r."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     dropout: float = 0.0
     """On the input of A, in training."""
     combine: str | dict[str, Any] = "factors"
@@ -125,6 +140,13 @@ class PolyConfig:
     def __post_init__(self) -> None:
         self.target_modules = _as_names(self.target_modules)
         self.exclude_modules = _as_names(self.exclude_modules)
+        if self.modules_to_save is not None and not isinstance(self.modules_to_save, str):
+            self.modules_to_save = [*self.modules_to_save]
+        for name in ("layers_to_transform", "layers_pattern"):
+            value = getattr(self, name)
+            setattr(self, name, [*value] if isinstance(value, (list, tuple)) else value)
+        for name in ("rank_pattern", "alpha_pattern"):  # PEFT writes null for none
+            setattr(self, name, dict(getattr(self, name) or {}))
         self.task_names = None if self.task_names is None else [*self.task_names]
         self.task_type = getattr(self.task_type, "value", self.task_type)
         self.priors = {name: value for name, value in (self.priors or {}).items() if value != 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def problems(config: Any) -> Iterable[str]:
     yield from _own_router(config)
     yield from _allocation(config)
     yield from _priors(config)
+    yield from _layers(config)
+    yield from _patterns(config)
 
 
 def _numbers(config: Any) -> Iterable[str]:
@@ -88,11 +91,10 @@ def _choices(config: Any) -> Iterable[str]:
 def _names(config: Any) -> Iterable[str]:
     if config.target_modules is not None and not config.target_modules:
         yield f"target_modules={config.target_modules!r} is empty: name at least one module."
-    if config.modules_to_save:
-        yield (
-            f"modules_to_save={config.modules_to_save} is not supported: the backbone stays "
-            "frozen. Adapt the layers with target_modules, or leave it out."
-        )
+    if isinstance(config.modules_to_save, str):
+        yield f"modules_to_save={config.modules_to_save!r} is a string: give a list of names."
+    elif config.modules_to_save and "" in config.modules_to_save:
+        yield f"modules_to_save={config.modules_to_save} has an empty name: leave it out."
     names = config.task_names
     if names is not None and len({*names}) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -177,6 +179,52 @@ def _priors(config: Any) -> Iterable[str]:
         yield f"priors={config.priors}: the router of poly_type={kind!r} learns nothing."
     if "ibp" in config.priors and kind == "mope":
         yield "priors.ibp is on the gates of tasks, and poly_type='mope' has none."
+
+
+def _layers(config: Any) -> Iterable[str]:
+    chosen, pattern = config.layers_to_transform, config.layers_pattern
+    for index in chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]:
+        if not _is_count(index, least=0):
+            yield f"layers_to_transform has {index!r}: give numbers of layers, from 0."
+    if chosen == []:
+        yield "layers_to_transform=[] is empty: name at least one layer, or leave it out."
+    is_regex = isinstance(config.target_modules, str) and config.target_modules != "all-linear"
+    if is_regex and chosen is not None:
+        yield (
+            f"layers_to_transform={chosen} goes with a list of target_modules, not with the "
+            f"regular expression {config.target_modules!r}: choose the layers in it."
+        )
+    if pattern is not None and chosen is None:
+        yield f"layers_pattern={pattern!r} needs layers_to_transform: give both."
+    patterns = [pattern] if isinstance(pattern, str) else pattern or []
+    yield from _expressions("layers_pattern", patterns)
+
+
+def _patterns(config: Any) -> Iterable[str]:
+    yield from _expressions("rank_pattern", config.rank_pattern)
+    yield from _expressions("alpha_pattern", config.alpha_pattern)
+    for pattern, rank in config.rank_pattern.items():
+        if not _is_count(rank):
+            yield (
+                f"rank_pattern[{pattern!r}]={rank!r} is not valid: give an integer of at least 1."
+            )
+    for pattern, alpha in config.alpha_pattern.items():
+        if not _is_number(alpha) or not 0 < alpha < math.inf:
+            yield f"alpha_pattern[{pattern!r}]={alpha!r} is not valid: give a number above 0."
+    if not isinstance(config.use_rslora, bool):
+        yield f"use_rslora={config.use_rslora!r} is not valid: give true or false."
+
+
+def _expressions(option: str, patterns: Iterable[Any]) -> Iterable[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            yield f"{option} has {pattern!r}, which is no regular expression: {error}."
+
+
+def _is_count(value: object, *, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_class(value: object) -> bool:

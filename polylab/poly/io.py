@@ -8,26 +8,47 @@ else POLYLAB, which PEFT refuses.
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from polylab.poly.classes import refuse_code
 from polylab.poly.config import BOOKKEEPING, PolyConfig
+from polylab.poly.fieldtypes import check_types
+from polylab.poly.files import (
+    capped,
+    read_json,
+    read_tensors,
+    write_files,
+    write_json,
+    write_tensors,
+)
 from polylab.poly.granularity import Seat, router_seats
 from polylab.poly.injection import find_targets
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of
+from polylab.poly.patterns import rank_of
 from polylab.poly.routers import make_router
+from polylab.poly.saved_modules import find_saved, saved_modules, tied_groups
 from polylab.poly.structure import is_causal
 
-__all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "read_adapter", "write_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "adapter_tensors",
+    "check_tensors",
+    "copy_tensors",
+    "is_storable",
+    "read_adapter",
+    "task_type_of",
+    "write_adapter",
+]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -45,31 +66,44 @@ _TRAINING_FIELDS = (
 )
 # Ours, and at their defaults in every adapter that PEFT computes alike.
 _OURS = tuple(item.name for item in fields(PolyConfig) if item.name not in (*BOOKKEEPING, *_PEFTS))
+# A change of these shows in the tensors' names and shapes.
+_SHAPE_FIELDS = (
+    *("r", "n_tasks", "n_skills", "n_private", "n_splits", "poly_type"),
+    *("target_modules", "exclude_modules", "modules_to_save", "init_weights"),
+)
+_RECORD = "polylab_record"  # of the configuration, in the weights' metadata
+# What an adapter may be stored in; integers and 8-bit floats are some quantisation's own.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def write_adapter(
     directory: str | Path, config: PolyConfig, *, model: nn.Module, adapter_name: str
 ) -> None:
-    """Write one adapter of the wrapped `model`."""
+    """Write one adapter of the wrapped `model`; a previous one stays whole until all is written.
+
+    The weights' metadata repeats what the configuration says beyond their shapes, so that files of
+    two different saves (a kill between the renames) are refused when they are read.
+
+    Raises:
+        OSError: If the disk is full, say; the previous adapter is still there then.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     layers = _layers_of(model, adapter_name)
     values = {**config.to_dict(), "inference_mode": True}
     values["peft_type"] = "POLY" if _is_pefts(config, layers) else "POLYLAB"
-    values["task_type"] = config.task_type or _task_type(model)
-    metadata = {"format": "pt"}
+    values["task_type"] = config.task_type or task_type_of(model)
+    metadata = {_RECORD: json.dumps(_recorded(config), sort_keys=True)}
     if values["peft_type"] == "POLY":
         ours = {name: values.pop(name) for name in _OURS}
         metadata["polylab"] = json.dumps({name: ours[name] for name in _TRAINING_FIELDS})
     values.pop("task_names", None)
+    writers = {WEIGHTS_FILE: write_tensors(adapter_tensors(model, adapter_name), metadata=metadata)}
     if config.task_names is not None:
-        ids = {name: i for i, name in enumerate(config.task_names)}
-        (directory / TASKS_FILE).write_text(json.dumps(ids, indent=2, ensure_ascii=False) + "\n")
-    tensors = {
-        key: t.detach().cpu().contiguous() for key, t in _named(layers, adapter_name).items()
-    }
-    save_file(tensors, directory / WEIGHTS_FILE, metadata=metadata)
-    (directory / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        writers[TASKS_FILE] = write_json({name: i for i, name in enumerate(config.task_names)})
+    writers[CONFIG_FILE] = write_json(dict(sorted(values.items())))
+    write_files(directory, writers)
+    if config.task_names is None:
+        (directory / TASKS_FILE).unlink(missing_ok=True)
 
 
 def read_adapter(
@@ -77,39 +111,84 @@ def read_adapter(
 ) -> tuple[PolyConfig, dict[str, Tensor]]:
     """Configuration and tensors of a folder written by `write_adapter` or by PEFT's Poly.
 
+    Nothing in the folder is executed: JSON and safetensors only.
+
     Args:
         directory: The folder.
-        trust_code: Accept classes that the files name: making the adapter imports and runs them.
+        trust_code: Accept classes that the files name (`_target_`), among what is installed here:
+            making the adapter imports and runs them.
 
     Raises:
         FileNotFoundError: If the folder, or one of the two files, is missing.
-        ValueError: If a file is damaged, of another kind of adapter, or names code unasked.
+        ValueError: If a file is damaged, of another kind of adapter, or of another save, or names
+            a class that is not trusted.
     """
     directory = Path(directory)
-    values = _read_json(directory, CONFIG_FILE)
+    values = read_json(directory, CONFIG_FILE)
     if values.get("peft_type") not in ("POLY", "POLYLAB"):
         raise ValueError(
             f"{directory / CONFIG_FILE} has peft_type={values.get('peft_type')!r}. Valid: POLY "
             "(PEFT's Poly) and POLYLAB."
         )
-    path = _existing(directory, WEIGHTS_FILE)
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            values |= json.loads((file.metadata() or {}).get("polylab", "{}"))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    tensors, metadata = read_tensors(directory, WEIGHTS_FILE)
+    values |= _metadata(metadata, "polylab", path=directory / WEIGHTS_FILE)
+    if os.path.lexists(directory / TASKS_FILE):
+        values["task_names"] = _read_tasks(directory)
+    check_types(values, PolyConfig, path=directory / CONFIG_FILE)
     if not trust_code:
         refuse_code(values, directory)
-    if (directory / TASKS_FILE).exists():
-        ids = _read_json(directory, TASKS_FILE)
-        values["task_names"] = sorted(ids, key=ids.__getitem__)
-        if sorted(ids.values()) != [*range(len(ids))]:
-            raise ValueError(
-                f"{directory / TASKS_FILE} has ids {sorted(ids.values())}; they must run from 0 to "
-                f"{len(ids) - 1}."
+    config = PolyConfig.from_dict(values)
+    _check_record(config, _metadata(metadata, _RECORD, path=directory / WEIGHTS_FILE), directory)
+    return config, tensors
+
+
+def _metadata(metadata: Mapping[str, str], key: str, *, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has metadata {key!r} that is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has metadata {key!r} that is no object: {reprlib.repr(values)}.")
+    return values
+
+
+def _read_tasks(directory: Path) -> list[str]:
+    ids = read_json(directory, TASKS_FILE)
+    numbers = [*ids.values()]
+    is_whole = all(type(number) is int for number in numbers)
+    if not is_whole or sorted(numbers) != [*range(len(ids))]:
+        shown = sorted(numbers) if is_whole else numbers
+        raise ValueError(
+            f"{directory / TASKS_FILE} has ids {reprlib.repr(shown)}; they must run from 0 to "
+            f"{len(ids) - 1}, each a whole number and there once."
+        )
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _recorded(config: PolyConfig) -> dict[str, Any]:
+    """The fields that decide what the weights compute and that their shapes do not show."""
+    unrecorded = {*BOOKKEEPING, *_TRAINING_FIELDS, *_SHAPE_FIELDS, "inference_mode"}
+    return {name: value for name, value in config.to_dict().items() if name not in unrecorded}
+
+
+def _check_record(config: PolyConfig, record: Mapping[str, Any], directory: Path) -> None:
+    have = _recorded(config)
+    lines = [
+        f"{name}: {reprlib.repr(have[name])} in the folder, {reprlib.repr(value)} when the weights "
+        "were saved"
+        for name, value in record.items()
+        if name in have and have[name] != value
+    ]
+    if lines:
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{directory / CONFIG_FILE} or {TASKS_FILE} is not of the same save as "
+                    f"{WEIGHTS_FILE}; save the adapter again:",
+                    *capped(lines),
+                ]
             )
-    return PolyConfig.from_dict(values), tensors
+        )
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: nn.Module) -> None:
@@ -123,6 +202,12 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
     want: dict[str, tuple[int, ...]] = {}
     for name, module in targets.items():
         want |= _shapes(name, module, config=config, seat=seats[name])
+    copied, counts = find_saved(model, config), set[str]()
+    for name, module in copied.items():
+        for part, tensor in module.state_dict().items():
+            want[f"{_PREFIX}{name}.{part}"] = tuple(tensor.shape)
+            if not tensor.is_floating_point():  # a norm's number of batches
+                counts.add(f"{_PREFIX}{name}.{part}")
     have = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     lines = [f"missing: {key} {[*want[key]]}" for key in want if key not in have]
     lines += [f"unexpected: {key} {[*have[key]]}" for key in have if key not in want]
@@ -131,10 +216,23 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
         for key in want
         if key in have and have[key] != want[key]
     ]
-    lines += [f"not finite: {k}" for k, t in tensors.items() if not torch.isfinite(t).all()]
+    for group in tied_groups(copied):
+        one, *others = (tensors.get(f"{_PREFIX}{name}") for name in group)
+        if any(t is not None and one is not None and not _equal(t, one) for t in others):
+            lines.append(f"tied in the model, but not equal in the file: {group}")
+    valid = ", ".join(str(dtype) for dtype in _DTYPES)
+    lines += [
+        f"dtype: {key} is {tensor.dtype}; valid: {valid}"
+        for key, tensor in tensors.items()
+        if tensor.dtype not in _DTYPES and key not in counts
+    ]
+    lines += [
+        f"not finite: {key}"
+        for key, tensor in tensors.items()
+        if tensor.dtype in _DTYPES and not is_storable(tensor)
+    ]
     if lines:
-        rest = [f"... and {len(lines) - 12} more"] if len(lines) > 12 else []
-        raise ValueError("\n".join(["the adapter's file does not fit:", *lines[:12], *rest]))
+        raise ValueError("\n".join(["the adapter's file does not fit:", *capped(lines)]))
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], model: nn.Module, *, adapter_name: str) -> None:
@@ -144,9 +242,19 @@ def copy_tensors(tensors: Mapping[str, Tensor], model: nn.Module, *, adapter_nam
             parameter.copy_(tensors[key])
 
 
+def is_storable(tensor: Tensor) -> bool:
+    """Whether an adapter may hold this: finite numbers of 16 to 64 bits."""
+    return tensor.dtype in _DTYPES and bool(torch.isfinite(tensor).all())
+
+
 def adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """One adapter's tensors under PEFT's key names, sharing memory with the model."""
-    return _named(_layers_of(model, adapter_name), adapter_name)
+    tensors = _named(_layers_of(model, adapter_name), adapter_name)
+    for name, module in saved_modules(model).items():
+        if adapter_name in module.modules_to_save:
+            copied = module.modules_to_save[adapter_name].state_dict(keep_vars=True)
+            tensors |= {f"{_PREFIX}{name}.{part}": tensor for part, tensor in copied.items()}
+    return tensors
 
 
 def _layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
@@ -175,7 +283,7 @@ def _shapes(
     name: str, module: nn.Module, *, config: PolyConfig, seat: Seat
 ) -> dict[str, tuple[int, ...]]:
     (d_in, d_out), key = features_of(module), f"{_PREFIX}{name}"
-    splits, skills, rank = config.n_splits, config.bank_size, config.r
+    splits, skills, rank = config.n_splits, config.bank_size, rank_of(name, config)
     router: dict[str, Tensor] = {}
     if seat.leads:
         with torch.device("meta"):
@@ -195,29 +303,13 @@ def _is_pefts(config: PolyConfig, layers: Mapping[str, PolyLayer]) -> bool:
     return config.poly_type == "poly" and only_linear and not differ
 
 
-def _task_type(model: nn.Module) -> str | None:
-    # PEFT passes task_ids on only through its model class for a task type.
+def task_type_of(model: nn.Module) -> str | None:
+    """PEFT's task type: it passes task_ids on only through its model class for one."""
     if is_causal(model):
         return "CAUSAL_LM"
     can_generate = getattr(model, "can_generate", None)
     return "SEQ_2_SEQ_LM" if can_generate is not None and can_generate() else None
 
 
-def _existing(directory: Path, name: str) -> Path:
-    if not directory.is_dir():
-        raise FileNotFoundError(f"no folder {directory}: give the folder of a saved adapter.")
-    if not (directory / name).is_file():
-        here = sorted(path.name for path in directory.iterdir())
-        raise FileNotFoundError(f"no {name} in {directory}, which holds {here}.")
-    return directory / name
-
-
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    path = _existing(directory, name)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; an object is needed.")
-    return values
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) if one.shape == other.shape else True  # said already

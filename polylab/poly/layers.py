@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from polylab.poly.classes import build, is_custom
 from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts, add_update
 from polylab.poly.config import PolyConfig
-from polylab.poly.linears import check_splits, features_of
+from polylab.poly.linears import check_splits, features_of, float_dtype_of
+from polylab.poly.patterns import rank_of, scaling_of
 from polylab.poly.routers import Router, make_router
 from polylab.poly.routing import Routing, TaskIds, current
-from polylab.poly.weighing import layer_weights
+from polylab.poly.weighing import layer_weights, mix_uniform
 
 __all__ = ["PolyLayer", "make_combine"]
 
@@ -33,7 +34,8 @@ class PolyLayer(nn.Module):
     https://arxiv.org/abs/2211.03831. Task ids come from the `Routing` of the running forward.
 
     Args:
-        base_layer: An `nn.Linear`, or transformers' `Conv1D` (a linear with a transposed weight).
+        base_layer: An `nn.Linear`, also one of bitsandbytes, or transformers' `Conv1D` (a
+            linear with a transposed weight).
         name: The layer's name in the base model.
         index: Its position among the adapted layers.
 
@@ -96,20 +98,20 @@ class PolyLayer(nn.Module):
         """
         config = poly_config
         check_splits(self.name, self.base_layer, n_splits=config.n_splits)
-        splits, skills = config.n_splits, config.bank_size
-        self.r[adapter_name] = config.r
+        splits, skills, rank = config.n_splits, config.bank_size, rank_of(self.name, config)
+        self.r[adapter_name] = rank
         self.n_tasks[adapter_name] = config.n_tasks
         self.n_skills[adapter_name] = skills
         self.n_splits[adapter_name] = splits
         self.poly_type[adapter_name] = config.poly_type
-        self.scaling[adapter_name] = config.alpha / config.r
+        self.scaling[adapter_name] = scaling_of(self.name, config)
         self.combine[adapter_name] = make_combine(config)
         self.dropout[adapter_name] = config.dropout
         self.trainable[adapter_name] = config.trainable
         self.groups[adapter_name], self.d_router[adapter_name] = group, d_router
         self._init[adapter_name] = config.init
         block_in, block_out = self.in_features // splits, self.out_features // splits
-        a, b = (splits, skills, block_in, config.r), (splits, skills, config.r, block_out)
+        a, b = (splits, skills, block_in, rank), (splits, skills, rank, block_out)
         self.poly_lora_A[adapter_name] = nn.Parameter(torch.empty(a))
         self.poly_lora_B[adapter_name] = nn.Parameter(torch.empty(b))
         own = router or make_router(config, d_router or self.in_features)
@@ -156,7 +158,12 @@ class PolyLayer(nn.Module):
             del getattr(self, part)[adapter_name]
 
     def cast_adapter(self, adapter_name: str, dtype: torch.dtype) -> None:
-        """Move an adapter to the base layer's device, in `dtype`."""
+        """Move an adapter to the base layer's device, in `dtype`.
+
+        A dtype to store weights in (8 bits or fewer) gives the dtype that the layer computes in.
+        """
+        if not dtype.is_floating_point or dtype.itemsize < 2:
+            dtype = float_dtype_of(self.base_layer)
         device = self.weight.device
         for bank in (self.poly_lora_A, self.poly_lora_B):
             bank[adapter_name].data = bank[adapter_name].data.to(device, dtype)
@@ -217,7 +224,7 @@ class PolyLayer(nn.Module):
 
     @torch.no_grad()
     def task_factors(
-        self, adapter_name: str, task: int
+        self, adapter_name: str, task: int, *, uniform_share: float = 0.0
     ) -> tuple[Float[Tensor, "d_in k"], Float[Tensor, "k d_out"]]:
         """A* and B* of one task without noise: its update is `scaling * (x A*) B*`.
 
@@ -235,6 +242,8 @@ class PolyLayer(nn.Module):
         bank_a, bank_b = self.poly_lora_A[adapter_name], self.poly_lora_B[adapter_name]
         ids = torch.tensor([task], device=bank_a.device)
         weights = router(ids, sample=False)
+        if uniform_share:
+            weights = mix_uniform(weights, router, ids=ids, share=uniform_share)
         a, b = self.combine[adapter_name].factors(weights, bank_a, bank_b)
         return a[0], b[0]
 
@@ -272,10 +281,10 @@ class PolyLayer(nn.Module):
 
 
 def make_combine(config: PolyConfig) -> Combine:
-    """The combining rule that a configuration asks for.
+    """The rule that `config.combine` names.
 
     Raises:
-        ValueError: If a class of the user's own cannot be built.
+        ValueError: If it names a class that cannot be built.
     """
     if is_custom(config.combine):
         assert isinstance(config.combine, dict)

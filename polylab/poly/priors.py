@@ -47,7 +47,7 @@ class IndianBuffet(Prior):
     On binarised gates (z > 1/2, straight-through), with m_k tasks in column k and K_h columns of
     history h: `sum_h log K_h! - sum_{m_k > 0} [log (T - m_k)! + log (m_k - 1)!]`, over T tasks,
     per head. Constants of the paper's -log P that have no gradient are left out, so the value is
-    not -log P. No gradient at all where no gate is open. https://arxiv.org/abs/2202.13914, Eq. 6
+    not -log P. No gradient at all where no gate is open. https://arxiv.org/abs/2202.13914
     (its authors saw no benefit on CrossFit, and a small one on BabyAI).
     """
 
@@ -69,7 +69,7 @@ class IndianBuffet(Prior):
 class Entropy(Prior):
     """Mean `H(w) / log S` over rows and heads: pushes each row towards few skills.
 
-    The sparsity that https://arxiv.org/abs/2202.13914, section 5.3, measures, as a penalty [ours].
+    The sparsity that https://arxiv.org/abs/2202.13914 measures, as a penalty [ours].
     """
 
     def __call__(self, weights: _Rows, gates: _Rows | None, shares: _Shares) -> Float[Tensor, ""]:
@@ -94,7 +94,7 @@ class LoadBalance(Prior):
 class MutualInformation(Prior):
     """`-(H(mean_x w_x) - mean_x H(w_x))` in nats: rows that are sure, and differ.
 
-    The negative information between row and skill: https://arxiv.org/abs/2212.08066, Eq. 4.
+    The negative information between row and skill: https://arxiv.org/abs/2212.08066.
     """
 
     def __call__(self, weights: _Rows, gates: _Rows | None, shares: _Shares) -> Float[Tensor, ""]:

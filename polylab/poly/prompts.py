@@ -89,7 +89,7 @@ def pool_prompt(
     mask = prompt.to(x.device)[:, None]  # b 1 l
     if segments is not None:
         mask = mask & same_segment(segments.to(x.device))  # b l l
-    total = torch.bmm(mask.to(x.dtype), x.reshape(batch, seq, -1))  # b 1|l d
+    total = torch.bmm(mask.to(x.dtype), x.reshape(batch, seq, x.shape[-1]))  # b 1|l d
     count = mask.sum(-1, keepdim=True, dtype=torch.float32)
     mean = total / count.clamp(min=1)
     return mean if segments is not None else mean[:, 0]

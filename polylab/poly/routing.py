@@ -47,6 +47,8 @@ class Routing:
     """What the routers read, if they read inputs (`Router.reads`)."""
     prompt: Bool[Tensor, "batch seq"] | None = None
     """Tokens an input router may read."""
+    prompt_tokens: int | None = None
+    """Length of the prompt that `generate` continues: what its calls see beyond is no prompt."""
     segments: Int64[Tensor, "batch seq"] | None = None
     """Which example of a packed row each token belongs to."""
     encoder: Float[Tensor, "batch *seq d_model"] | None = None

@@ -3,24 +3,29 @@
 import subprocess
 import sys
 
-from polylab.config.help import GROUPS, help_text, options
+import pytest
+
+from polylab.config.help import EXPORT_HELP, GROUPS, help_text, options
 from polylab.config.paths import config_folder
 
 HEAVY = ("torch", "lightning", "transformers", "wandb", "datasets", "pandas", "matplotlib")
 
 
-def test_help_shows_the_groups_and_five_examples_without_heavy_imports() -> None:
+@pytest.mark.parametrize(("command", "text"), [("train", help_text()), ("export", EXPORT_HELP)])
+def test_help_and_five_examples_without_heavy_imports(command: str, text: str) -> None:
     code = (
-        "import sys; sys.argv = ['polylab-train', '--help']\n"
-        "from polylab.train import main; main()\n"
+        f"import sys; sys.argv = ['polylab-{command}', '--help']\n"
+        f"from polylab.{command} import main; main()\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not loaded, loaded\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == help_text()
+    assert done.stdout == text
     examples = done.stdout.split("Examples\n")[1].split("\n\n")[0].splitlines()
-    assert len([line for line in examples if line.startswith("  python -m polylab.train ")]) == 5
+    assert (
+        len([line for line in examples if line.startswith(f"  python -m polylab.{command} ")]) == 5
+    )
 
 
 def test_every_group_is_listed_with_all_options() -> None:

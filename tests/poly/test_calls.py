@@ -119,20 +119,25 @@ def test_cached_generation_equals_uncached(kind, poly_type):
     assert torch.equal(model.generate(prompts, use_cache=False, **how), cached)
 
 
-def test_two_threads_with_different_ids():
-    model, inputs = poly("llama"), inputs_of("llama")
-    ids = [task_ids(), (task_ids() + 1) % 6, task_ids().flip(0)]
-    wanted = [model(**inputs, task_ids=i).logits.detach() for i in ids]
-    wrong, barrier = [], threading.Barrier(len(ids))
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("poly_type", ["poly", "mope", "private"])
+def test_two_threads_with_different_ids(poly_type, training):
+    changes = {"poly_type": poly_type, "noise": "none"}
+    model = poly("llama", **changes).train(training)
+    calls = [
+        {**inputs_of("llama", seed=seed), "task_ids": task_ids().roll(seed)} for seed in (0, 1)
+    ]
+    wanted = [model(**call).logits.detach() for call in calls]
+    assert not torch.equal(*wanted)
+    wrong, barrier = [], threading.Barrier(len(calls))
 
     def work(index):
         barrier.wait()
-        for _ in range(40):
-            logits = model(**inputs, task_ids=ids[index]).logits
-            if not torch.equal(logits, wanted[index]):
-                wrong.append(index)
+        for turn in range(100):
+            if not torch.equal(model(**calls[index]).logits, wanted[index]):
+                wrong.append((index, turn))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(ids))]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from tests.poly.tiny import gradients, inputs_of, poly, task_ids
 
@@ -45,3 +46,19 @@ def test_fullgraph(changes, training, tolerance):
     for name, grad in wanted_grads.items():
         assert grad.abs().max() > 0
         torch.testing.assert_close(found_grads[name], grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "poly_type"), [("llama", "mope"), ("gpt2", "private")])
+def test_compiled_decoding_uses_one_graph_for_all_ids(kind, poly_type):
+    torch._dynamo.utils.counters.clear()
+    model = poly(kind, poly_type=poly_type)
+    compiling = CompileConfig(backend="aot_eager", fullgraph=True, mode=None)
+    compiling._compile_all_devices = True  # as on a GPU, where generate compiles by itself
+    static = {"cache_implementation": "static", "compile_config": compiling}
+    for call in range(3):
+        prompts = inputs_of(kind, call)["input_ids"]
+        how = {"task_ids": (task_ids() + call) % 6, "attention_mask": torch.ones_like(prompts)}
+        how |= {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+        found = model.generate(prompts, **how, **static)
+        assert torch.equal(found, model.generate(prompts, **how))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

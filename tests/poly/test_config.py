@@ -39,7 +39,24 @@ def test_defaults_are_pefts_and_ours_keep_its_function():
         ({"task_type": "SEQ"}, r"task_type='SEQ' is not valid.*SEQ_2_SEQ_LM"),
         ({"target_modules": []}, r"target_modules=\[\] is empty"),
         ({"target_modules": ""}, r"target_modules='' is empty"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
+        ({"modules_to_save": "lm_head"}, r"modules_to_save='lm_head' is a string: give a list"),
+        ({"layers_to_transform": [0, -1]}, r"layers_to_transform has -1: give numbers of layers"),
+        ({"layers_to_transform": "1"}, r"layers_to_transform has '1'"),
+        ({"layers_to_transform": []}, r"layers_to_transform=\[\] is empty"),
+        (
+            {"layers_to_transform": 1, "target_modules": ".*q"},
+            r"layers_to_transform=1 goes with a list of target_modules, not with .* '\.\*q'",
+        ),
+        ({"layers_pattern": "block"}, "layers_pattern='block' needs layers_to_transform"),
+        (
+            {"layers_pattern": ["ok", "("], "layers_to_transform": 0},
+            r"layers_pattern has '\(', which is no regular expression",
+        ),
+        ({"rank_pattern": {"q": 0}}, r"rank_pattern\['q'\]=0 is not valid: give an integer of at"),
+        ({"rank_pattern": {"q)": 2}}, r"rank_pattern has 'q\)', which is no regular expression"),
+        ({"alpha_pattern": {"q": "2"}}, r"alpha_pattern\['q'\]='2' is not valid: give a number"),
+        ({"alpha_pattern": {3: 2}}, "alpha_pattern has 3, which is no regular expression"),
+        ({"use_rslora": 1}, "use_rslora=1 is not valid: give true or false"),
         ({"n_tasks": 3, "task_names": ["a", "b"]}, "task_names has 2 names, but n_tasks=3"),
         ({"n_tasks": 3, "task_names": ["a", "b", "a"]}, r"task_names has \['a'\] more than once"),
     ],
@@ -68,6 +85,13 @@ def test_plain_values_survive_json():
     assert config.target_modules == ["q", "v"]
     assert config.task_type == "CAUSAL_LM"
     assert PolyConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_layers_are_plain_values():
+    config = PolyConfig(layers_to_transform=(0, 2), layers_pattern=("h", "block"))
+    assert (config.layers_to_transform, config.layers_pattern) == ([0, 2], ["h", "block"])
+    assert PolyConfig(rank_pattern=None, alpha_pattern=None) == PolyConfig()
+    PolyConfig(layers_to_transform=1, target_modules="all-linear")  # no regular expression
 
 
 def test_unknown_keys_of_a_file():

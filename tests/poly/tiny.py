@@ -77,6 +77,13 @@ def base(kind: str, seed: int = 0) -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
+def small_logits(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with logits so small that 1e-6 is a handful of their last bits."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.05)
+    return model
+
+
 def config_of(kind: str, **changes: Any) -> PolyConfig:
     """An adapter whose every axis has its own size."""
     values = {

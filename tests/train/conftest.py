@@ -1,5 +1,6 @@
 """Runs of the command: as processes of their own, and quicker ones within the test process."""
 
+import importlib
 import io
 import logging
 import os
@@ -59,12 +60,11 @@ def small(t5_folder: Path, task_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_process() -> Callable[..., Done]:
-    """Runs `python -m polylab.train ARGUMENTS` in a process of its own."""
+    """Runs `python -m polylab.COMMAND ARGUMENTS` in a process of its own."""
 
-    def run(*arguments: str, cwd: Path, **variables: str) -> Done:
-        command = [sys.executable, "-m", "polylab.train", *arguments]
+    def run(*arguments: str, cwd: Path, command: str = "train", **variables: str) -> Done:
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", f"polylab.{command}", *arguments],
             cwd=cwd,
             env={**os.environ, **variables},
             capture_output=True,
@@ -81,14 +81,13 @@ def run_process() -> Callable[..., Done]:
 def run_here() -> Callable[..., Done]:
     """Runs the command in this process, which has imported everything already."""
 
-    def run(*arguments: str, cwd: Path) -> Done:
-        from polylab.train import main
-
+    def run(*arguments: str, cwd: Path, command: str = "train") -> Done:
+        main = importlib.import_module(f"polylab.{command}").main
         out, err = io.StringIO(), io.StringIO()
         code = 0
         with _restored(), redirect_stdout(out), redirect_stderr(err):
             os.chdir(cwd)
-            sys.argv = ["polylab-train", *arguments]
+            sys.argv = [f"polylab-{command}", *arguments]
             try:
                 main()
             except SystemExit as end:

@@ -152,6 +152,26 @@ def test_its_adapter_loads_where_it_is_trusted(
             torch.testing.assert_close(found.item(), float(row["weight"]), rtol=0, atol=1e-4)
 
 
+def test_it_is_exported_where_it_is_trusted(
+    done: Any,
+    lab: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_here: Callable[..., Any],
+) -> None:
+    monkeypatch.syspath_prepend(str(lab))
+    options = [f"run={done.folder}", "format=lora", "task=copy"]
+    refused = run_here(*options, f"to={tmp_path / 'a'}", cwd=tmp_path, command="export")
+    assert refused.code == 1
+    assert "router._target_='my_lab.routers.Mine'" in refused.err
+    assert not (tmp_path / "a").exists()
+    exported = run_here(
+        *options, f"to={tmp_path / 'b'}", "trust_code=true", cwd=tmp_path, command="export"
+    )
+    assert exported.code == 0, exported.err
+    assert list((tmp_path / "b").rglob("adapter_model.safetensors"))
+
+
 def test_a_sweep_over_it(
     lab: Path,
     small: list[str],

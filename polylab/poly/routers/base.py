@@ -84,6 +84,17 @@ class Router(nn.Module, ABC):
             "on it to let adapters grow by tasks or skills."
         )
 
+    def start_tasks(self, first: int, like: int | str) -> None:  # noqa: ARG002
+        """Give the tasks from id `first` on the allocation of task `like`, or the `mean` one.
+
+        Raises:
+            ValueError: If this kind of router has no allocation to start from.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no learned allocation for new tasks to start from "
+            f"(like={like!r}): give like='fresh'."
+        )
+
 
 def normalise(gates: Weights) -> Weights:
     """`gates / (sum_s gates + EPS)`; a head whose gates are all 0 keeps zeros."""

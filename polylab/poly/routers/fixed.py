@@ -17,7 +17,7 @@ class UniformRouter(Router):
     """Every skill with weight `1 / n_skills`, for all tasks.
 
     With one skill a plain LoRA (`shared`). With more, the average of the skills: the released
-    code's form of Poly-mu and MHR-mu (https://arxiv.org/abs/2211.03831, section 3.3).
+    code's form of Poly-mu and MHR-mu (https://arxiv.org/abs/2211.03831).
     """
 
     needs_task_ids = False
@@ -82,7 +82,7 @@ class PrivateRouter(Router):
 class GivenRouter(Router):
     """Rows of a given tasks x skills matrix, normalised, the same in every head.
 
-    The `Expert` baseline of https://arxiv.org/abs/2202.13914, section 5: skills that a person
+    The `Expert` baseline of https://arxiv.org/abs/2202.13914: skills that a person
     assigned. The matrix is part of the configuration, not of the weights.
     """
 

@@ -16,7 +16,7 @@ class InputRouter(Router):
 
     h is the mean prompt token, pooled by whoever calls, so that no target token can reach the
     weights; or (`reads="tokens"`) each token of the layer's input, which in a causal model knows of
-    no later one. Soft merging by the input: https://arxiv.org/abs/2306.03745, section 3; top-k:
+    no later one. Soft merging by the input: https://arxiv.org/abs/2306.03745; top-k:
     https://arxiv.org/abs/1701.06538, Eq. 3 to 5.
 
     Args:

@@ -28,7 +28,7 @@ class Sampler(ABC):
 class RelaxedBernoulli(Sampler):
     """`sigmoid((logits + logit(u)) / temperature)`: the concrete distribution.
 
-    Polytropon, https://arxiv.org/abs/2202.13914, Eq. 4; Maddison et al.,
+    Polytropon, https://arxiv.org/abs/2202.13914; Maddison et al.,
     https://arxiv.org/abs/1611.00712. In the order, and with the clamps, of torch.distributions,
     which PEFT samples from: the same to the last bit, without its checks of arguments, which wait
     for an accelerator.
@@ -49,7 +49,7 @@ class RelaxedBernoulli(Sampler):
 class StraightThrough(Sampler):
     """Gates of 0 or 1 (`u < sigmoid(logits)`) with the gradient of `RelaxedBernoulli`.
 
-    Jang et al., https://arxiv.org/abs/1611.01144, section 2.2. A head all of whose gates fell to 0
+    Jang et al., https://arxiv.org/abs/1611.01144. A head all of whose gates fell to 0
     opens its most probable one: an example always has a skill.
     """
 

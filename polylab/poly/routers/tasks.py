@@ -20,8 +20,8 @@ class TaskRouter(Router):
 
     In evaluation `z = sigmoid(Z)`; in training the `sampler` draws z around it, for each example or
     (`noise_per_task`) once for all examples of a task in the batch. Polytropon
-    (https://arxiv.org/abs/2202.13914, Eq. 2 to 4); heads as in MHR
-    (https://arxiv.org/abs/2211.03831, Eq. 3).
+    (https://arxiv.org/abs/2202.13914); heads as in MHR
+    (https://arxiv.org/abs/2211.03831).
     """
 
     def __init__(
@@ -74,6 +74,23 @@ class TaskRouter(Router):
         assert isinstance(old, TaskRouter)
         _copy_logits(old.module_logits, self.module_logits, n_splits=self.n_splits)
 
+    @torch.no_grad()
+    def start_tasks(self, first: int, like: int | str) -> None:
+        """See `Router.start_tasks`: the mean is that of the normalised weights of all old tasks."""
+        logits = self._logits(torch.arange(first, device=self.module_logits.device))
+        if like != "mean":
+            self._set_rows(first, logits[int(like)])
+            return
+        gates = torch.sigmoid(logits)
+        mean = normalise(gates).mean(0)  # q g
+        # gates in proportion to it, as open as those of the old tasks are on average
+        open_gates = gates.sum(-1, keepdim=True).mean(0)
+        scale = torch.minimum(open_gates, 0.999 / mean.amax(-1, keepdim=True))
+        self._set_rows(first, torch.logit(mean * scale))
+
+    def _set_rows(self, first: int, row: Float[Tensor, "splits gates"]) -> None:
+        self.module_logits[first:] = row.flatten().to(self.module_logits)
+
     def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
         logits = self.module_logits[task_ids].unflatten(-1, (self.n_splits, -1))
         # A sum of 16-bit gates underflows where one of fp32 does not.
@@ -98,7 +115,7 @@ class TaskRouter(Router):
 class CPolyRouter(TaskRouter):
     """`n_shared` skills of all tasks beside `n_private` ones of each task, normalised together.
 
-    C-Poly (https://arxiv.org/abs/2312.03248, section 3). The bank holds the shared skills, then
+    C-Poly (https://arxiv.org/abs/2312.03248). The bank holds the shared skills, then
     the private ones of task 0, of task 1, ...; a task's weight of another task's private skills is
     exactly 0. The joint normalisation is ours: the paper's text does not settle it.
     """
@@ -143,6 +160,11 @@ class CPolyRouter(TaskRouter):
         assert isinstance(old, CPolyRouter)
         super().copy_from(old)
         _copy_logits(old.private_logits, self.private_logits, n_splits=self.n_splits)
+
+    def _set_rows(self, first: int, row: Float[Tensor, "splits gates"]) -> None:
+        shared, private = row.split([self.n_shared, self.n_private], dim=-1)
+        super()._set_rows(first, shared)
+        self.private_logits[first:] = private.flatten().to(self.private_logits)
 
     def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
         private = self.private_logits[task_ids].unflatten(-1, (self.n_splits, -1))

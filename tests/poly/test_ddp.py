@@ -1,0 +1,81 @@
+"""DistributedDataParallel of plain PyTorch, in two processes: the gradients of one."""
+
+import socket
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.poly.tiny import BATCH, inputs_of, poly, task_ids
+
+# [0, 5, 2, 5] over two ranks: task 0 is missing on the second, 2 on the first, 1, 3 and 4 on both
+CASES = {
+    "poly": {"noise": "none"},
+    "noise": {"noise_source": "keyed"},
+    "mope": {"poly_type": "mope"},
+    "private": {"poly_type": "private"},
+    "checkpointing": {"noise_source": "keyed"},
+    "frozen skills": {"noise": "none"},
+}
+KINDS = ["t5", "llama"]
+
+
+def model_of(kind, case):
+    model = poly(kind, **CASES[case]).train().double()  # sums over ranks, in another order
+    model.config.use_cache = False
+    if case == "checkpointing":
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    if case == "frozen skills":
+        for layer in model.poly_layers().values():
+            layer.poly_lora_A.requires_grad_(False)
+            layer.poly_lora_B.requires_grad_(False)
+    return model
+
+
+def gradients_of(model, call, kind, *, first, rows):
+    model.set_noise_key(4, 9, first_row=first)
+    part = slice(first, first + rows)
+    inputs = {name: tensor[part] for name, tensor in inputs_of(kind).items()}
+    call(**inputs, task_ids=task_ids()[part]).loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def work(rank, port, path):
+    torch.set_num_threads(1)
+    store = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    found = {}
+    for kind in KINDS:
+        for case in CASES:
+            model, rows = model_of(kind, case), BATCH // 2
+            parallel = DistributedDataParallel(model)
+            grads = gradients_of(model, parallel, kind, first=rank * rows, rows=rows)
+            found[kind, case] = {name: grad.clone() for name, grad in grads.items()}
+    torch.save(found, path / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Gradients of every case on both ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = tmp_path_factory.mktemp("ddp")
+    multiprocessing.spawn(work, args=(port, path), nprocs=2)
+    return [torch.load(path / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_two_processes_are_those_of_one(kind, case, ranks):
+    model = model_of(kind, case)
+    wanted = gradients_of(model, model, kind, first=0, rows=BATCH)
+    assert {*wanted} == {name for name, p in model.named_parameters() if p.requires_grad}
+    for found in ranks:
+        assert {*found[kind, case]} == {*wanted}
+        for name, grad in wanted.items():
+            assert grad.abs().max() > 0, name
+            torch.testing.assert_close(found[kind, case][name], grad)
