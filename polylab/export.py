@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> str:
     quiet_libraries()
     if cfg.format == "poly":
         return export_poly(source / "adapter", target)
-    model, tokenizer = load_run(source, run_config)
+    model, tokenizer = load_run(source, run_config, trust_code=cfg.trust_code)
     if cfg.format == "merged":
         return export_merged(model, tokenizer, target, name=the_task(cfg, names))
     return export_loras(model, target, names=names, name=cfg.task)
@@ -168,7 +168,7 @@ def the_task(cfg: DictConfig, names: list[str]) -> str:
     return cfg.task if cfg.task is not None else names[0]
 
 
-def load_run(folder: Path, config: DictConfig) -> "tuple[PolyModel, Any]":
+def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[PolyModel, Any]":
     """Load the run's backbone with its adapter, and its tokenizer.
 
     Raises:
@@ -178,7 +178,8 @@ def load_run(folder: Path, config: DictConfig) -> "tuple[PolyModel, Any]":
 
     backbone = build_backbone(config)
     with user_mistakes(f"run={folder}"):
-        return PolyModel.from_pretrained(backbone.model, folder / "adapter"), backbone.tokenizer
+        model = PolyModel.from_pretrained(backbone.model, folder / "adapter", trust_code=trust_code)
+        return model, backbone.tokenizer
 
 
 def export_poly(adapter: Path, target: Path) -> str:
@@ -186,7 +187,7 @@ def export_poly(adapter: Path, target: Path) -> str:
     from polylab.poly.io import read_adapter
 
     with user_mistakes(str(adapter)):
-        read_adapter(adapter)
+        read_adapter(adapter, trust_code=True)  # which is only read, and never run
     kind = read_json(adapter / ADAPTER_FILES[0])["peft_type"]
 
     def write(folder: Path) -> None:

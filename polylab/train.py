@@ -157,7 +157,7 @@ def facts(parts: Parts, *, folder: Path) -> str:
 
     config = getattr(parts.model, "peft_config", {}).get("default")
     skills = (
-        "no adapter" if config is None else f"{config.n_skills} skills x {config.n_tasks} tasks"
+        "no adapter" if config is None else f"{config.bank_size} skills x {config.n_tasks} tasks"
     )
     trainer = parts.trainer
     devices = f" x {trainer.world_size}" if trainer.world_size > 1 else ""

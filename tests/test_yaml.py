@@ -63,7 +63,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 35
+    assert len(OPTIONS) == 38
     assert len(RECIPES) == 3
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))

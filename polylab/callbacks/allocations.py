@@ -142,7 +142,9 @@ class AllocationSource:
         if not rows:
             return
         mixed = self._model.mixing_weights(
-            input_ids=inputs[rows], attention_mask=None if mask is None else mask[rows]
+            input_ids=inputs[rows],
+            attention_mask=None if mask is None else mask[rows],
+            task_ids=None if ids is None else ids[rows],  # a router may read both
         )
         kept = [tasks[i] for i in rows]
         for name, w in mixed.items():

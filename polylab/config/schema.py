@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -45,7 +45,7 @@ class AdapterSchema:
     dropout: float = 0.0
     trainable: str = "all"
     n_private: int = 1
-    allocation: list[list[float]] | None = None
+    allocation: Any = None
     noise: Any = "relaxed_bernoulli"
     noise_per: str = "example"
     # training draws for the global batch: the same on any number of ranks and after a resume
@@ -58,7 +58,10 @@ class AdapterSchema:
             ["ibp", "entropy", "load_balance", "mutual_information"], 0
         )
     )
-    router: dict[str, Any] | None = None
+    # none: a node for `adapter.router._target_=my_lab.routers.Mine` to find, open to its arguments
+    router: Any = field(
+        default_factory=lambda: OmegaConf.create({"_target_": None}, flags={"struct": False})
+    )
     router_input: str = "layer"
     router_level: str = "sequence"
     gating: str = "softmax"
@@ -184,6 +187,7 @@ class ExportSchema:
     to: str = MISSING
     format: str = "lora"
     task: str | None = None
+    trust_code: bool = False
 
 
 def register_schemas() -> None:

@@ -21,10 +21,11 @@ from polylab.poly.injection import (
     seat_adapter,
     wrap_targets,
 )
-from polylab.poly.layers import PolyLayer, make_combine
-from polylab.poly.linears import keep_differentiable
+from polylab.poly.layers import PolyLayer
+from polylab.poly.linears import features_of, keep_differentiable
 from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
 from polylab.poly.tied import name_tied_weights_once
+from polylab.poly.trial import try_own_classes
 
 __all__ = ["AdaptedModel"]
 
@@ -48,8 +49,7 @@ class AdaptedModel(nn.Module):
                 "add_adapter(name, config), or start from a fresh base model."
             )
         # these fail before any change
-        router_seats(model, find_targets(model, config), config)
-        make_combine(config)
+        _check_fit(model, config)
         _check_name(adapter_name, ())
         keep_differentiable(model)
         self.model = model.requires_grad_(False)
@@ -99,10 +99,10 @@ class AdaptedModel(nn.Module):
         """
         _check_name(adapter_name, self.peft_config)
         config = _resolve(config, self.model)
+        _check_fit(self.model, config)
         targets = find_targets(self.model, config)
         seats = router_seats(self.model, targets, config)
         copied = find_saved(self.model, config)
-        make_combine(config)
         layers = wrap_targets(self.model, targets)
         seat_adapter(layers, seats, adapter_name=adapter_name, config=config)
         wrap_saved(self.model, copied, adapter_name=adapter_name)
@@ -163,6 +163,7 @@ class AdaptedModel(nn.Module):
         adapter_name: str = "default",
         *,
         is_trainable: bool = False,
+        trust_code: bool = False,
     ) -> _Model:
         """Put a saved adapter, polylab's or PEFT's Poly, into a fresh base model.
 
@@ -171,28 +172,36 @@ class AdaptedModel(nn.Module):
             model_id: Folder of the adapter.
             adapter_name: Its name here.
             is_trainable: False: frozen, and in evaluation mode.
+            trust_code: Import and run the classes of the adapter's author that its files name.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the adapter does not fit the model, with the difference.
+            ValueError: If the adapter does not fit the model, with the difference, or names code
+                that is not trusted.
         """
-        config, tensors = io.read_adapter(model_id)
+        config, tensors = io.read_adapter(model_id, trust_code=trust_code)
         io.check_tensors(tensors, config, model=model)
         adapted = cls(model, replace(config, inference_mode=not is_trainable), adapter_name)
         io.copy_tensors(tensors, adapted.model, adapter_name=adapter_name)
         return adapted if is_trainable else adapted.eval()
 
     def load_adapter(
-        self, model_id: str | Path, adapter_name: str, *, is_trainable: bool = False
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        *,
+        is_trainable: bool = False,
+        trust_code: bool = False,
     ) -> None:
         """Add a saved adapter beside the others; `set_adapter` makes it the active one.
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If the name is taken, or the adapter does not fit the model.
+            ValueError: If the name is taken, the adapter does not fit the model, or it names code
+                that is not trusted.
         """
         _check_name(adapter_name, self.peft_config)
-        config, tensors = io.read_adapter(model_id)
+        config, tensors = io.read_adapter(model_id, trust_code=trust_code)
         io.check_tensors(tensors, config, model=self.model)
         self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
         io.copy_tensors(tensors, self.model, adapter_name=adapter_name)
@@ -238,6 +247,12 @@ class AdaptedModel(nn.Module):
         print(
             f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
         )
+
+
+def _check_fit(model: nn.Module, config: PolyConfig) -> None:
+    targets = find_targets(model, config)
+    router_seats(model, targets, config)
+    try_own_classes(config, features_of(next(iter(targets.values())))[0])
 
 
 def _check_name(adapter_name: str, taken: Iterable[str]) -> None:

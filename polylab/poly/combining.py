@@ -114,6 +114,18 @@ class SumProducts(Combine):
         spread = torch.einsum("nqs,nsr->nqsr", weights, hidden)
         return torch.einsum("nqsr,qsrd->nqd", spread, bank_b).flatten(1)
 
+    def pick(self, weights: _Weights, bank_a: BankA, bank_b: BankB) -> Factors:
+        """See `Combine`; where heads may choose apart, each needs its skill's whole A."""
+        n_splits = len(bank_a)
+        if n_splits == 1:
+            return super().pick(weights, bank_a, bank_b)
+        chosen = weights.argmax(-1)  # n q
+        whole = bank_a.transpose(0, 1).flatten(1, 2)  # s d_in r
+        a = whole[chosen].transpose(1, 2).flatten(2)  # n d_in (q r)
+        b = bank_b[torch.arange(n_splits, device=chosen.device), chosen]  # n q r d
+        own_block = torch.eye(n_splits, dtype=b.dtype, device=b.device)
+        return a, torch.einsum("nqrd,qp->nqrpd", b, own_block).flatten(3).flatten(1, 2)
+
 
 def add_update(
     y: Float[Tensor, "*rows d_out"],

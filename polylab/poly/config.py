@@ -150,6 +150,8 @@ class PolyConfig:
         self.task_names = None if self.task_names is None else [*self.task_names]
         self.task_type = getattr(self.task_type, "value", self.task_type)
         self.priors = {name: value for name, value in (self.priors or {}).items() if value != 0}
+        if self.router == {"_target_": None}:  # as it stands in a file, to be overridden
+            self.router = None
         found = [*problems(self)]
         types = [kind.value for kind in TaskType]
         if self.task_type is not None and self.task_type not in types:

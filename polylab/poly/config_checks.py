@@ -44,6 +44,7 @@ def problems(config: Any) -> Iterable[str]:
     yield from _choices(config)
     yield from _names(config)
     yield from _combinations(config)
+    yield from _own_router(config)
     yield from _allocation(config)
     yield from _priors(config)
     yield from _layers(config)
@@ -127,6 +128,18 @@ def _combinations(config: Any) -> Iterable[str]:
         yield f"trainable='router': the router of poly_type={kind!r} has nothing to train."
     if config.uniform_share and kind in ("shared", "private", "uniform"):
         yield f"uniform_share={config.uniform_share} has no meaning with poly_type={kind!r}."
+
+
+def _own_router(config: Any) -> Iterable[str]:
+    if config.router is None:
+        return
+    unread = {"noise": "relaxed_bernoulli", "noise_per": "example", "temperature": 1.0}
+    for name, default in unread.items():
+        if getattr(config, name) != default:
+            yield (
+                f"{name}={getattr(config, name)!r} has no effect with a router of your own: make "
+                f"it an argument of that, router={{_target_: ..., {name}: ...}}."
+            )
 
 
 def _allocation(config: Any) -> Iterable[str]:

@@ -40,12 +40,16 @@ def router_seats(
     """The seat of each target layer.
 
     Raises:
-        ValueError: As `router_groups`.
+        ValueError: As `router_groups`; or if layers shared a router, but not what it reads.
     """
     groups = router_groups(model, targets, config.granularity)
-    reads: Mapping[str, int | None] = widths(model, targets)
-    if _reads_tokens(config, targets):
-        reads = dict.fromkeys(targets)
+    kind = _reads(config, next(iter(targets.values())))
+    if kind is not None:
+        _check_shared_input(config, kind)
+    # Tokens are the layer's own, of a decoder beside an encoder too.
+    reads: Mapping[str, int | None] = (
+        dict.fromkeys(targets) if kind == "tokens" else widths(model, targets)
+    )
     if config.router_input == "embeddings":
         reads = dict.fromkeys(targets, embedding_width(model))
         groups = groups or {name: name for name in targets}
@@ -53,13 +57,6 @@ def router_seats(
         return {name: Seat(None, reads[name], leads=True) for name in targets}
     first = {group: name for name, group in reversed([*groups.items()])}
     return {name: Seat(g, reads[name], leads=first[g] == name) for name, g in groups.items()}
-
-
-def _reads_tokens(config: PolyConfig, targets: Mapping[str, nn.Module]) -> bool:
-    """Whether each layer is routed by its own tokens, also beside an encoder."""
-    d_in = features_of(next(iter(targets.values())))[0]
-    with torch.device("meta"):  # a class of the user's own knows only when it is made
-        return make_router(config, d_in).reads == "tokens"
 
 
 def router_groups(
@@ -96,6 +93,30 @@ def router_groups(
             for name in names
         }
     return {name: _matched(name, granularity) for name in names}
+
+
+def _reads(config: PolyConfig, layer: nn.Module) -> str | None:
+    """What the adapter's routers read (`Router.reads`)."""
+    if config.router is not None:
+        with torch.device("meta"):
+            return make_router(config, features_of(layer)[0]).reads
+    if config.poly_type != "mope":
+        return None
+    return "tokens" if config.router_level == "token" else "prompt"
+
+
+def _check_shared_input(config: PolyConfig, kind: str) -> None:
+    if kind == "tokens" and config.router_input != "layer":
+        raise ValueError(
+            f"router_input={config.router_input!r} does not go with a router that reads tokens: "
+            "each is routed by the layer's own input. Give router_input='layer'."
+        )
+    if config.granularity != "linear" and config.router_input != "embeddings":
+        raise ValueError(
+            f"granularity={config.granularity!r} does not go with a router that reads the layer's "
+            "input, which layers do not share. Give granularity='linear'"
+            + (", or router_input='embeddings'." if kind == "prompt" else ".")
+        )
 
 
 def _block_of(name: str, lists: Iterable[str]) -> str:

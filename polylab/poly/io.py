@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polylab.poly.classes import refuse_code
 from polylab.poly.config import BOOKKEEPING, PolyConfig
 from polylab.poly.fieldtypes import check_types
 from polylab.poly.files import (
@@ -105,15 +106,22 @@ def write_adapter(
         (directory / TASKS_FILE).unlink(missing_ok=True)
 
 
-def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
+def read_adapter(
+    directory: str | Path, *, trust_code: bool = False
+) -> tuple[PolyConfig, dict[str, Tensor]]:
     """Configuration and tensors of a folder written by `write_adapter` or by PEFT's Poly.
 
-    Nothing in the folder is executed: JSON and safetensors only. A class that the configuration
-    names (`_target_`) is looked for among what is installed here, and imported.
+    Nothing in the folder is executed: JSON and safetensors only.
+
+    Args:
+        directory: The folder.
+        trust_code: Accept classes that the files name (`_target_`), among what is installed here:
+            making the adapter imports and runs them.
 
     Raises:
         FileNotFoundError: If the folder, or one of the two files, is missing.
-        ValueError: If a file is damaged, of another kind of adapter, or of another save.
+        ValueError: If a file is damaged, of another kind of adapter, or of another save, or names
+            a class that is not trusted.
     """
     directory = Path(directory)
     values = read_json(directory, CONFIG_FILE)
@@ -127,6 +135,8 @@ def read_adapter(directory: str | Path) -> tuple[PolyConfig, dict[str, Tensor]]:
     if os.path.lexists(directory / TASKS_FILE):
         values["task_names"] = _read_tasks(directory)
     check_types(values, PolyConfig, path=directory / CONFIG_FILE)
+    if not trust_code:
+        refuse_code(values, directory)
     config = PolyConfig.from_dict(values)
     _check_record(config, _metadata(metadata, _RECORD, path=directory / WEIGHTS_FILE), directory)
     return config, tensors

@@ -36,6 +36,7 @@ def layer_weights(layer: PolyLayer, x: Tensor | None, routing: Routing) -> _Weig
         weights = routing.weights[group].to(layer.poly_lora_A[name].device)
     else:
         hidden = None if router.reads is None else _hidden(layer, router, x, routing)
+        ids = _of_rows(ids, hidden)
         weights = _evaluate(router, routing, ids=ids, hidden=hidden, index=layer.index)
     change = routing.intervention
     if change and change.reweigh:
@@ -61,7 +62,7 @@ def weigh_shared(
         if group is None or group in routing.weights:
             continue
         router = layer.router(name)
-        ids = _ids(router, routing, layer.poly_lora_A[name].device)
+        ids = _of_rows(_ids(router, routing, layer.poly_lora_A[name].device), hidden)
         routing.weights[group] = _evaluate(
             router, routing, ids=ids, hidden=hidden, index=layer.index
         )
@@ -96,6 +97,13 @@ def _ids(router: Router, routing: Routing, device: torch.device) -> Tensor | Non
     ids = routing.task_ids.to(device)
     change = routing.intervention
     return change.remap(ids) if change and change.remap else ids
+
+
+def _of_rows(ids: Tensor | None, hidden: Tensor | None) -> Tensor | None:
+    """One id for each row of what the router reads: with beams there are more rows than ids."""
+    if ids is None or hidden is None or len(hidden) == len(ids):
+        return ids
+    return ids.repeat_interleave(len(hidden) // len(ids), dim=0)
 
 
 def _hidden(

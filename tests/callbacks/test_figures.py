@@ -137,6 +137,15 @@ class TestHierarchy:
         leaves = {y for line in lines.get_segments() for x, y in line if x == 0}
         assert leaves == set(range(T))
 
+    def test_it_says_where_there_is_no_hierarchy(self, relative):
+        names = {"tasks": [*"abcdefg"], "skills": [*"wxyz"], "title": "t", "shown": []}
+        for similarity, words in (
+            (self.similarity(), "share of mixing weight not in common"),
+            (np.ones((T, T)), "no hierarchy: all tasks are routed alike"),
+        ):
+            figure = draw_hierarchy(cluster_tasks(similarity), relative, **names)
+            assert figure.axes[0].get_xlabel() == words
+
     def test_one_task_is_refused(self):
         with pytest.raises(ValueError, match=r"1 task given.*at least 2"):
             cluster_tasks(np.ones((1, 1)))

@@ -27,8 +27,8 @@ GIVEN: dict[str, set[str]] = {
 # defaults that differ on purpose
 DIFFERENT = {
     # noise_source: keyed, the same on any number of ranks; priors: their names, all at 0;
-    # patterns: {} would take no new keys from an override
-    "AdapterSchema": {"noise_source", "priors", "rank_pattern", "alpha_pattern"},
+    # router: a node to override; patterns: {} would take no new keys from an override
+    "AdapterSchema": {"noise_source", "priors", "router", "rank_pattern", "alpha_pattern"},
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
 PAIRS: list[tuple[type, Callable[..., Any]]] = [

@@ -174,12 +174,21 @@ def test_wrong_values(values, message, saved, wrapped):
     ("values", "message"),
     [
         ({"priors": {"bogus": 1.0}}, "bogus"),
-        ({"router": {"_target_": "no.such.Router"}}, r"router._target_='no.such.Router' cannot be"),
-        ({"combine": {"_target_": "no.such.Rule"}}, r"combine._target_='no.such.Rule' cannot be"),
-        ({"noise": {"_target_": "no.such.Noise"}}, r"noise._target_='no.such.Noise' cannot be"),
+        (
+            {"router": {"_target_": "no.such.Router"}},
+            r"names code.*router._target_='no.such.Router'.*trust_code=True",
+        ),
+        (
+            {"combine": {"_target_": "no.such.Rule"}},
+            r"names code.*combine._target_='no.such.Rule'.*trust_code=True",
+        ),
+        (
+            {"noise": {"_target_": "no.such.Noise"}},
+            r"names code.*noise._target_='no.such.Noise'.*trust_code=True",
+        ),
         (
             {"priors": {"x": {"_target_": "no.Prior", "weight": 1}}},
-            r"_target_='no.Prior' cannot be",
+            r"names code.*priors.x._target_='no.Prior'",
         ),
         ({"granularity": "nothing(here)"}, r"granularity='nothing\(here\)'"),
     ],

@@ -19,7 +19,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown group": (["adaptr=mhr"], ["'adaptr'", "did you mean adapter?", "backbone"]),
     "unknown option": (
         ["adapter=mrh"],
-        ["adapter=mrh: no such option", "did you mean mhr?", "valid: lora, mhr, mope, none, poly"],
+        ["adapter=mrh: no such option", "did you mean mhr?", "valid: c_poly, lora, mhr, mope"],
     ),
     "unknown experiment": (
         ["experiment=flan_polly"],

@@ -39,6 +39,7 @@ _SCALE = "weight x number of skills:\n0 = not used, 1 = uniform"
 # Ends of the distance axis: few, so that figures of one run share them, and never so small that
 # the noise of the start looks like a hierarchy.
 _ENDS = (0.1, 0.25, 0.5, 0.75, 1.0)
+_ALIKE = 1e-6  # distances below it are rounding
 _MAX_ORDERED = 400  # above it, the best order of leaves takes too long
 
 
@@ -123,4 +124,7 @@ def _draw_tree(figure: Figure, tree: np.ndarray, rows: Rows, top: int) -> None:
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks.round(3)])
     axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("share of mixing weight not in common", color=MUTED, fontsize=FONT)
+    label = "share of mixing weight not in common"
+    if tree[-1, 2] < _ALIKE:
+        label = "no hierarchy: all tasks are routed alike"
+    axes.set_xlabel(label, color=MUTED, fontsize=FONT)
