@@ -22,7 +22,7 @@ from experiments.peers import (
 )
 from experiments.peers.library import Library, open_library
 
-__all__ = ["CHECKS", "PENDING", "POLYLAB_ONLY", "defect_of", "question_of", "run"]
+__all__ = ["CHECKS", "POLYLAB_ONLY", "defect_of", "question_of", "run"]
 
 _MODULES = (
     routing_checks,
@@ -59,24 +59,6 @@ POLYLAB_ONLY = (
     "d29_no_label_leak",
     "d29_padding_side",
 )
-
-# Expected to fail in polylab, and why. A check that passes must leave (the tests see to it).
-PENDING = {
-    "d06_trainer": "the Trainer drops what PolyModel.forward does not name",
-    "d15_float8_base_asked_for": "it gets the base layer's dtype, whatever that is",
-    "d16_dropout": "no such option",
-    "d16_layers_to_transform": "no such option",
-    "d16_rank_pattern": "no such option",
-    "d16_rslora": "no such option",
-    "d17_products": "no such option",
-    "d17_products_splits": "no such option",
-    "d18_add_skills": "no way to add skills",
-    "d18_add_tasks": "no way to add tasks",
-    "d18_more_tasks_on_load": "no way to add tasks",
-    "d22_adapter_names": "the base model gets it, and ignores it",
-    "d27_export_lora": "no export",
-    "d27_merge": "no merging",
-}
 
 
 def defect_of(name: str) -> str:

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.peers.checks import (
     CHECKS,
-    PENDING,
     POLYLAB_ONLY,
     defect_of,
     question_of,
@@ -92,7 +91,7 @@ def render(results: Mapping[str, Mapping[str, str]]) -> str:
         cells = [
             defect_of(name),
             question_of(name),
-            *(_cell(name, texts, lib) for lib in LIBRARIES),
+            *(texts[lib] for lib in LIBRARIES),
         ]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join([*lines, END])
@@ -133,11 +132,6 @@ def main() -> None:
         results[name] = {lib.name: outcome(name, lib) for lib in libraries}
         print(name, *results[name].values(), sep=" | ")
     README.write_text(written(README.read_text(encoding="utf-8"), render(results)), "utf-8")
-
-
-def _cell(name: str, texts: Mapping[str, str], lib: str) -> str:
-    is_pending = lib == "polylab" and name in PENDING and texts[lib] != WORKS
-    return f"not yet: {PENDING[name]}" if is_pending else texts[lib]
 
 
 def _short(message: str) -> str:

@@ -10,20 +10,13 @@ import pytest
 import torch
 
 from experiments.peers import checks, table
-from experiments.peers.checks import CHECKS, PENDING, POLYLAB_ONLY
+from experiments.peers.checks import CHECKS, POLYLAB_ONLY
 from experiments.peers.library import LIBRARIES, NotChecked, Wrong, agree, open_library
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a check's own run ignores them too
 
 README = table.README.read_text(encoding="utf-8")
 NO_LAYERS_QUESTION = {"D23"}  # counters and files of a training run
-
-
-def _pending(name):
-    marks = []
-    if name in PENDING:
-        marks = [pytest.mark.xfail(strict=True, reason=PENDING[name])]
-    return pytest.param(name, marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +30,7 @@ def rows():
     return {row[1]: row for row in table.parse(README)}
 
 
-@pytest.mark.parametrize("name", [*map(_pending, CHECKS)])
+@pytest.mark.parametrize("name", CHECKS)
 def test_polylab(name):
     try:
         checks.run(name, "polylab")
@@ -60,15 +53,14 @@ def test_the_table_has_every_question_and_polylab_answers_all(rows):
         (checks.defect_of(name), checks.question_of(name)) for name in CHECKS
     ]
     for name in CHECKS:
-        wanted = f"not yet: {PENDING[name]}" if name in PENDING else "works"
-        assert rows[checks.question_of(name)][3] == wanted, name
+        assert rows[checks.question_of(name)][3] == "works", name
 
 
 def test_the_readme_is_as_the_table_writes_it(rows):
     results = {}
     for name in CHECKS:
         _, _, peft, polylab = rows[checks.question_of(name)]
-        results[name] = {"peft": peft, "polylab": "" if name in PENDING else polylab}
+        results[name] = {"peft": peft, "polylab": polylab}
     if table.versions() not in README:
         pytest.skip(f"the table is not of {table.versions()}")
     assert table.written(README, table.render(results)) == README
@@ -78,7 +70,7 @@ def test_every_defect_has_a_question():
     asked = {checks.defect_of(name) for name in CHECKS}
     assert asked == {f"D{number}" for number in range(1, 30)} - NO_LAYERS_QUESTION
     assert len({checks.question_of(name) for name in CHECKS}) == len(CHECKS)
-    assert {*PENDING, *POLYLAB_ONLY} <= {*CHECKS}
+    assert {*POLYLAB_ONLY} <= {*CHECKS}
 
 
 @pytest.mark.parametrize(
