@@ -222,6 +222,7 @@ class AdaptedModel(nn.Module):
     def forget(self) -> None:
         """Hold no adapter: the base model has been taken out."""
         self.peft_config.clear()
+        self._active_layers = {}
         for handle in self._observers:
             handle.remove()
 

@@ -92,6 +92,7 @@ class RoutedModel(AdaptedModel):
                 f"adapter_names={inputs['adapter_names']!r} is not supported: one adapter is "
                 f"active at a time, now {self.active_adapter!r}. Call set_adapter(name) first."
             )
+        config = self.config_of(self.active_adapter)  # a model that was unloaded has none
         router, (batch, seq) = self._router(), batch_shape(inputs)
         packed_seq = seq if packable else None
         routing = Routing(intervention=override.intervention, reads=router.reads)
@@ -106,7 +107,7 @@ class RoutedModel(AdaptedModel):
         layers = self.active_layers().values()
         if router.reads is None:
             weigh_shared(layers, routing, None)
-        elif self.peft_config[self.active_adapter].router_input == "embeddings":
+        elif config.router_input == "embeddings":
             routing.weigh_shared = partial(weigh_shared, [*layers])
         return routing
 

@@ -104,7 +104,7 @@ class TestWhereTheyRun:
             def configure_optimizers(self):
                 return torch.optim.SGD(self.parameters(), lr=0.1)
 
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "lightning.pytorch"):
             fit(Plain(), TinyData(), everything(tmp_path), logger=memory)
         assert "SkillFigures has nothing to show: Plain holds no PolyModel" in caplog.text
         assert {key for _, row in memory.rows for key in row if "/" in key} == {
