@@ -56,14 +56,17 @@ class IndianBuffet(Prior):
     def __call__(self, weights: _Rows, gates: _Rows | None, shares: _Shares) -> Float[Tensor, ""]:
         """See `Prior`."""
         assert gates is not None
-        hard = (gates > 0.5).to(gates.dtype)
-        open_gates = hard + gates - gates.detach()  # t q s
-        n_tasks, m = len(gates), open_gates.sum(0)  # q s
-        used = m.detach() > 0.5
-        m = m.clamp(min=1.0)
-        counts = torch.lgamma(n_tasks - m + 1) + torch.lgamma(m)
-        terms = -torch.where(used, counts, torch.zeros_like(counts)).sum(-1)  # q
-        return (terms + _log_multiplicities(hard)).mean()
+        hard, soft = (gates > 0.5).to(gates.dtype), gates.sum(0)
+        n_tasks, counts = len(gates), hard.sum(0).long()  # q s
+        others = (counts - 1).clamp(min=0)
+        steps = torch.arange(1, n_tasks + 1, dtype=gates.dtype, device=gates.device)
+        log_factorial = _prefix_sums(steps.log())
+        harmonic = _prefix_sums(1 / steps)
+        value = log_factorial[n_tasks - counts] + log_factorial[others]
+        # its derivative by the count; through a float sum of gates the count 1 might miss its bin
+        slope = harmonic[others] - harmonic[n_tasks - counts]
+        terms = torch.where(counts > 0, value + slope * (soft - soft.detach()), 0.0)
+        return (_log_multiplicities(hard) - terms.sum(-1)).mean()
 
 
 class Entropy(Prior):
@@ -108,6 +111,11 @@ PRIORS: dict[str, type[Prior]] = {
     "load_balance": LoadBalance,
     "mutual_information": MutualInformation,
 }
+
+
+def _prefix_sums(values: Float[Tensor, " n"]) -> Float[Tensor, " n_and_one"]:
+    """Sums of the first 0, 1, ..., n values."""
+    return torch.cat([values.new_zeros(1), values.cumsum(0)])
 
 
 def _mean(values: Float[Tensor, " rows *axes"], shares: _Shares) -> Float[Tensor, "*axes"]:
