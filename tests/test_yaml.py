@@ -53,7 +53,8 @@ def _check(cfg: DictConfig) -> None:
     check_arguments(OptimConfig, cfg.optim, key="optim")
     OptimConfig(**_plain(cfg.optim))
     if cfg.adapter is not None:
-        PolyConfig(**_plain(cfg.adapter), n_tasks=3)
+        rows = cfg.adapter.allocation  # else any number of tasks will do
+        PolyConfig(**_plain(cfg.adapter), n_tasks=3 if rows is None else len(rows))
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 def test_no_file_is_overlooked() -> None:
     assert len(OPTIONS) == 38
-    assert len(RECIPES) == 3
+    assert len(RECIPES) == 4
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))
     assert not list(CONF.rglob("*.yml"))

@@ -4,6 +4,8 @@ The questions are `experiments/peers`; the same are put to PEFT's Poly, for the 
 """
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -141,3 +143,13 @@ def test_agree():
 def test_an_unknown_library():
     with pytest.raises(ValueError, match=r"library 'mttl' is unknown.*\['peft', 'polylab'\]"):
         open_library("mttl")
+
+
+def test_the_checks_for_a_gpu_run_on_a_cpu_too():
+    script = table.README.with_name("gpu.py")
+    run = [sys.executable, str(script), "llama, mope"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()[1:]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(line.endswith(": works") for line in lines) > 8
+    assert all(line.endswith((": works", ": skipped (needs CUDA)")) for line in lines)
