@@ -24,6 +24,7 @@ from polylab.poly.injection import (
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of, keep_differentiable
 from polylab.poly.saved_modules import find_saved, saved_modules, wrap_saved
+from polylab.poly.tensors import check_tensors, copy_tensors
 from polylab.poly.tied import name_tied_weights_once
 from polylab.poly.trial import try_own_classes
 
@@ -180,9 +181,9 @@ class AdaptedModel(nn.Module):
                 that is not trusted.
         """
         config, tensors = io.read_adapter(model_id, trust_code=trust_code)
-        io.check_tensors(tensors, config, model=model)
+        check_tensors(tensors, config, model=model)
         adapted = cls(model, replace(config, inference_mode=not is_trainable), adapter_name)
-        io.copy_tensors(tensors, adapted.model, adapter_name=adapter_name)
+        copy_tensors(tensors, adapted.model, adapter_name=adapter_name)
         return adapted if is_trainable else adapted.eval()
 
     def load_adapter(
@@ -202,9 +203,9 @@ class AdaptedModel(nn.Module):
         """
         _check_name(adapter_name, self.peft_config)
         config, tensors = io.read_adapter(model_id, trust_code=trust_code)
-        io.check_tensors(tensors, config, model=self.model)
+        check_tensors(tensors, config, model=self.model)
         self.add_adapter(adapter_name, replace(config, inference_mode=not is_trainable))
-        io.copy_tensors(tensors, self.model, adapter_name=adapter_name)
+        copy_tensors(tensors, self.model, adapter_name=adapter_name)
 
     def save_pretrained(
         self, save_directory: str | Path, *, selected_adapters: Sequence[str] | None = None

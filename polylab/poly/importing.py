@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from polylab.poly.config import PolyConfig
 from polylab.poly.files import capped, read_json, read_tensors
 from polylab.poly.injection import find_targets
-from polylab.poly.io import CONFIG_FILE, WEIGHTS_FILE, is_storable
+from polylab.poly.io import CONFIG_FILE, WEIGHTS_FILE
 from polylab.poly.linears import features_of
 from polylab.poly.model import PolyModel
+from polylab.poly.tensors import is_storable
 
 __all__ = ["from_loras", "shortest_targets"]
 

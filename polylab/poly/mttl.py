@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from polylab.poly.config import PolyConfig
 from polylab.poly.files import capped
 from polylab.poly.importing import shortest_targets
-from polylab.poly.io import is_storable
 from polylab.poly.linears import features_of
 from polylab.poly.model import PolyModel
+from polylab.poly.tensors import is_storable
 
 __all__ = ["from_mttl"]
 

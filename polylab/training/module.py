@@ -23,6 +23,7 @@ from polylab.training.optim import (
     build_schedule,
     clip_by_group,
     grad_norms,
+    scale_gradients,
     uniform_share,
 )
 from polylab.training.rng import RngStream
@@ -124,8 +125,7 @@ class PolyModule(LightningModule):
                 f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
                 f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
             )
-        if self.optim.anneal_steps:  # now, not after hours
-            self._uniform_share()
+        self._anneal()  # a wrong length is refused now, not after hours
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -158,10 +158,7 @@ class PolyModule(LightningModule):
         """
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(scale)
+            scale_gradients(optimizer, scale)
         self._window.clear()
 
     def configure_gradient_clipping(
@@ -189,12 +186,11 @@ class PolyModule(LightningModule):
             self._log_training()
 
     def _anneal(self) -> None:
-        if self.optim.anneal_steps:
-            self.model.set_uniform_share(self._uniform_share())
-
-    def _uniform_share(self) -> float:
-        steps, total = self.optim.anneal_steps, self.trainer.max_steps
-        return uniform_share(self.trainer.global_step, anneal_steps=steps, max_steps=total)
+        step, steps = self.trainer.global_step, self.optim.anneal_steps
+        if steps:
+            total = self.trainer.max_steps
+            share = uniform_share(step, anneal_steps=steps, max_steps=total)
+            self.model.set_uniform_share(share)
 
     def _is_log_step(self, step: int) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

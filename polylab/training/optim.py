@@ -207,6 +207,14 @@ def clip_by_group(optimizer: torch.optim.Optimizer, clip: Number | None) -> None
             nn.utils.clip_grad_norm_(group["params"], clip)
 
 
+def scale_gradients(optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
+    """Multiply all gradients, in place."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+
+
 def grad_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The gradient norm of each group, on its device (no transfer to the host)."""
     norms = {}

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from polylab import PolyConfig, PolyModel, get_peft_model
-from polylab.poly import io
 from polylab.poly.files import read_tensors
 from polylab.poly.injection import find_targets
+from polylab.poly.io import read_adapter
 from polylab.poly.patterns import layer_index, rank_of, scaling_of
+from polylab.poly.tensors import check_tensors
 from tests.poly.tiny import base, config_of, output_of, poly, task_ids
 
 Q, V, DOWN = "self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"
@@ -167,10 +168,10 @@ def test_on_disk_and_back(tmp_path):
     assert loaded.peft_config["default"].rank_pattern == patterns["rank_pattern"]
     layer = loaded.poly_layers()["model.layers.1.mlp.down_proj"]
     assert (layer.r["default"], layer.scaling["default"]) == (2, 1 / math.sqrt(2))
-    config, tensors = io.read_adapter(tmp_path)
+    config, tensors = read_adapter(tmp_path)
     config.rank_pattern = {"down_proj": 5}
     with pytest.raises(ValueError, match=r"shape: .*down_proj.*A is .* 2\] in the file, .* 5\] in"):
-        io.check_tensors(tensors, config, model=base("llama"))
+        check_tensors(tensors, config, model=base("llama"))
 
 
 @pytest.mark.parametrize("size", [640, 896, 1152, 1408])
