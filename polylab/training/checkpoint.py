@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,18 +79,12 @@ def save_adapter(
 ) -> None:
     """Write the adapter in PEFT's file format and `tasks.json` (task name to id) to `directory`.
 
-    The folder appears whole: it is written beside its place, then swapped in.
+    Each file is whole at every moment; those of a previous save stay until the new ones are.
     """
     target = Path(directory)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(str(partial))
+    model.save_pretrained(target)
     ids = json.dumps({name: i for i, name in enumerate(task_names)}, indent=2, ensure_ascii=False)
-    write_atomically(partial / "tasks.json", lambda file: file.write(ids.encode()))
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
+    write_atomically(target / "tasks.json", lambda file: file.write(ids.encode()))
 
 
 class RunCheckpoint(Checkpoint):
