@@ -48,9 +48,13 @@ def _see_embeddings(_module: nn.Module, _args: tuple, output: Any) -> None:
 
 
 def _see_inputs(
-    _module: nn.Module, args: tuple, kwargs: dict, *, names: list[str], causal: bool
+    module: nn.Module, args: tuple, kwargs: dict, *, names: list[str], causal: bool
 ) -> None:
-    _set_prompt(named_inputs(names, args, kwargs), causal=causal)
+    inputs = named_inputs(names, args, kwargs)
+    learns = module.training and torch.is_grad_enabled()
+    if causal and learns and inputs.get("labels") is None:
+        _refuse_unknown_prompt()
+    _set_prompt(inputs, causal=causal)
 
 
 def _see_encoder_output(_module: nn.Module, _args: tuple, output: Any) -> None:
@@ -61,6 +65,17 @@ def _see_given_output(_module: nn.Module, args: tuple, kwargs: dict, *, names: l
     inputs = named_inputs(names, args, kwargs)
     if inputs.get("encoder_outputs") is not None:
         _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
+
+
+def _refuse_unknown_prompt() -> None:
+    """A training batch holds its targets: without a word on where they start, all would be read."""
+    routing = current()
+    if routing is not None and routing.reads == "prompt" and routing.prompt is None:
+        raise ValueError(
+            "a router of the prompt in a training step without labels: where the prompt ends is "
+            "unknown, and the router must not read targets. Give labels (-100 on the prompt) or "
+            "prompt_mask [batch, seq]."
+        )
 
 
 def _set_prompt(inputs: Mapping[str, Any], *, causal: bool) -> None:

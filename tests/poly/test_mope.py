@@ -273,3 +273,15 @@ def test_a_decoder_layer_without_an_encoder_output_says_so():
         pytest.raises(ValueError, match=r"'decoder.* is routed by the encoder's output"),
     ):
         layer(torch.randn(BATCH, 5, layer.in_features))
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_training_step_without_labels_must_say_what_the_prompt_is(kind):
+    model, ids = mope(kind).train(), inputs_of(kind)["input_ids"]
+    with pytest.raises(ValueError, match=r"training step without labels: .*prompt_mask"):
+        model(ids)
+    mask = torch.arange(SEQ).expand(BATCH, -1) < PROMPT
+    assert model(ids, prompt_mask=mask).logits.requires_grad
+    assert model(**inputs_of(kind)).loss.requires_grad
+    model.generate(ids, max_new_tokens=2, do_sample=False)  # answers follow: all is prompt
+    assert not model.eval()(ids).logits.isnan().any()
