@@ -238,10 +238,15 @@ def folder_names(names: list[str]) -> list[str]:
     """Return a folder's name for each task: its own, without what a path cannot hold."""
     safe = [re.sub(r"[^\w.=+@-]+", "_", name).lstrip(".") or "task" for name in names]
     folded = [name.casefold() for name in safe]
-    return [
-        name if folded.count(name.casefold()) == 1 else f"{name}_{index}"
-        for index, name in enumerate(safe)
-    ]
+    taken = {name for name in folded if folded.count(name) == 1}
+    folders = []
+    for index, name in enumerate(safe):
+        folder = name
+        while folded.count(name.casefold()) > 1 and (folder == name or folder.casefold() in taken):
+            folder = f"{folder}_{index}"
+        taken.add(folder.casefold())
+        folders.append(folder)
+    return folders
 
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:

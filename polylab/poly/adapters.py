@@ -215,6 +215,7 @@ class AdaptedModel(nn.Module):
         Raises:
             ValueError: If there is no such adapter.
         """
+        self.config_of(self.active_adapter)  # a model that was unloaded has none
         for name in selected_adapters if selected_adapters is not None else self.peft_config:
             directory = Path(save_directory) / ("" if name == "default" else name)
             config = self.config_of(name)

@@ -147,7 +147,8 @@ class PolyConfig:
             setattr(self, name, [*value] if isinstance(value, (list, tuple)) else value)
         for name in ("rank_pattern", "alpha_pattern"):  # PEFT writes null for none
             setattr(self, name, dict(getattr(self, name) or {}))
-        self.task_names = None if self.task_names is None else [*self.task_names]
+        if self.task_names is not None and not isinstance(self.task_names, str):
+            self.task_names = [*self.task_names]
         self.task_type = getattr(self.task_type, "value", self.task_type)
         self.priors = {name: value for name, value in (self.priors or {}).items() if value != 0}
         if self.router == {"_target_": None}:  # as it stands in a file, to be overridden

@@ -96,6 +96,9 @@ def _names(config: Any) -> Iterable[str]:
     elif config.modules_to_save and "" in config.modules_to_save:
         yield f"modules_to_save={config.modules_to_save} has an empty name: leave it out."
     names = config.task_names
+    if isinstance(names, str):
+        yield f"task_names={names!r} is one string: give a list of names."
+        return
     if names is not None and len({*names}) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         yield f"task_names has {twice} more than once: give each task one name."
@@ -177,6 +180,8 @@ def _priors(config: Any) -> Iterable[str]:
             yield f"priors.{name}={value!r}: its weight must be a number of at least 0."
     if config.priors and kind not in _LEARNED:
         yield f"priors={config.priors}: the router of poly_type={kind!r} learns nothing."
+    if config.priors and config.trainable == "skills":
+        yield f"priors={config.priors}: with trainable='skills' the router learns nothing."
     if "ibp" in config.priors and kind == "mope":
         yield "priors.ibp is on the gates of tasks, and poly_type='mope' has none."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int64
@@ -37,7 +37,8 @@ def add_tasks(
             "poly_type='custom' has its allocation in the configuration: add a fresh adapter with "
             f"the {n_new} new rows."
         )
-    source = like if like in ("fresh", "mean") else _task_id(old, like)
+    is_word = like in ("fresh", "mean") and like not in (old.task_names or [])
+    source = like if is_word else _task_id(old, like)
     _grow(model, name, replace(old, n_tasks=old.n_tasks + n_new, task_names=names), like=source)
 
 
@@ -46,6 +47,11 @@ def add_skills(model: AdaptedModel, name: str, n_skills: int) -> None:
     old = model.config_of(name)
     if not isinstance(n_skills, int) or n_skills < 1:
         raise ValueError(f"n_skills={n_skills!r}: give the number of new skills, at least 1.")
+    if old.uniform_share:
+        raise ValueError(
+            f"uniform_share={old.uniform_share}: a share of every task's weights goes to all "
+            "skills, new ones too, so old outputs would change. Call set_uniform_share(0) first."
+        )
     if old.poly_type not in ("poly", "c-poly"):
         raise ValueError(
             f"poly_type={old.poly_type!r} cannot get more skills without changing what its tasks "
@@ -82,7 +88,8 @@ def average_skills(model: AdaptedModel, name: str, new_name: str) -> None:
             f"combine={old.combine!r} have no average of rank {old.r}. Valid: combine='factors', "
             "and skills that all tasks may use."
         )
-    kept = {"poly_type": "shared", "n_skills": 1, "priors": {}, "router": None, "allocation": None}
+    kept: dict[str, Any] = {"inference_mode": False}
+    kept |= {"poly_type": "shared", "n_skills": 1, "priors": {}, "router": None, "allocation": None}
     plain = PolyConfig()
     reset = ("router_level", "router_input", "gating", "top_k", "granularity", "uniform_share")
     kept |= {field: getattr(plain, field) for field in (*reset, "trainable", "noise", "noise_per")}
@@ -141,6 +148,8 @@ def _layers(model: AdaptedModel, name: str) -> list[PolyLayer]:
 
 
 def _names(config: PolyConfig, tasks: int | Sequence[str]) -> list[str] | None:
+    if isinstance(tasks, str):
+        raise ValueError(f"tasks={tasks!r} is one string: give a list of names, [{tasks!r}].")
     if isinstance(tasks, int):
         if config.task_names is not None:
             raise ValueError(
@@ -178,6 +187,11 @@ def _combined(names: Sequence[str], configs: Sequence[PolyConfig]) -> PolyConfig
             f"{' and a router of its own' if first.router else ''}: only poly and private adapters "
             "can be combined."
         )
+    if shares := [config.uniform_share for config in configs if config.uniform_share]:
+        raise ValueError(
+            f"adapters {[*names]} have uniform_share={shares}: it would mix the skills of one into "
+            "the tasks of another. Call set_uniform_share(0) first."
+        )
     if any(config.modules_to_save for config in configs):
         saved = [config.modules_to_save for config in configs]
         raise ValueError(
@@ -192,12 +206,17 @@ def _combined(names: Sequence[str], configs: Sequence[PolyConfig]) -> PolyConfig
                     f"{getattr(first, field)!r} and {value!r}. Combine adapters that are alike."
                 )
     named = all(config.task_names is not None for config in configs)
+    if not named and any(config.task_names is not None for config in configs):
+        raise ValueError(
+            f"adapters {[*names]}: some have task names and some none. Name the tasks of all."
+        )
     tasks = [task for config in configs for task in config.task_names or []]
     return replace(
         first,
         n_tasks=sum(config.n_tasks for config in configs),
         n_skills=sum(config.n_skills for config in configs),
         task_names=tasks if named else None,
+        inference_mode=False,
     )
 
 

@@ -30,7 +30,6 @@ def call_weights(
     Routers of the prompt need the model run; the others only the ids.
     """
     records = routing.records = {}
-    routing.noiseless = True
     with entered(routing):
         if routing.reads is not None:
             _run(model, dict(inputs))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from polylab.poly.alignment import align_skills
-from polylab.poly.routers import Router, normalise
+from polylab.poly.routers import CPolyRouter, Router, normalise
 
 __all__ = ["Intervention", "Subject", "parse_intervention"]
 
@@ -102,8 +102,15 @@ def _top1(_layer: str, _router: Router, _ids: _Ids | None, weights: _Weights) ->
     return torch.zeros_like(weights).scatter(-1, best, 1.0)
 
 
-def _shift_rows(_layer: str, _router: Router, _ids: _Ids | None, weights: _Weights) -> _Weights:
-    return weights.roll(1, dims=0)  # without tasks: every example gets its neighbour's weights
+def _shift_rows(_layer: str, router: Router, _ids: _Ids | None, weights: _Weights) -> _Weights:
+    if router.reads is None:  # the same for all
+        return weights
+    if len(weights) < 2:
+        raise ValueError(
+            "routing 'shuffled' of a router by input exchanges the weights of a batch's rows, and "
+            "this batch has one. Give at least 2 examples."
+        )
+    return weights.roll(len(weights) // 2, dims=0)  # by half: beams of one prompt stay apart
 
 
 _FIXED = {"uniform": _uniform, "rounded": _rounded, "top1": _top1}
@@ -152,6 +159,11 @@ def _dropped_skills(
         raise ValueError(
             f"routing 'drop:{skill}': skills of different layers are matched by their tasks, and "
             "this adapter is not routed by task. Give drop:LAYER/SKILL."
+        )
+    if isinstance(subject.router, CPolyRouter):
+        raise ValueError(
+            f"routing 'drop:{skill}': matching skills over layers would mix shared and private "
+            "ones of c-poly. Give drop:LAYER/SKILL."
         )
     index = _skill_index(skill, min(subject.skill_counts.values()))
     return {layer: perm[:, index] for layer, perm in align_skills(subject.task_weights()).items()}

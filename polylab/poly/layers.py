@@ -250,7 +250,8 @@ class PolyLayer(nn.Module):
     def _factors(self, weights: Tensor, routing: Routing) -> Factors:
         name = self.active_adapter
         a, b = self.poly_lora_A[name], self.poly_lora_B[name]
-        is_one_hot = self.router(name).is_hard and routing.intervention is None
+        is_own = routing.intervention is None and routing.uniform_share is None
+        is_one_hot = self.router(name).is_hard and is_own
         rule = self.combine[name]
         device = a.device.type
         is_cast = torch.is_autocast_enabled(device)

@@ -118,8 +118,9 @@ class PolyModel(RoutedModel):
         )
         keeps = routing.reads == "prompt" and not torch.is_grad_enabled()
         if keeps:
-            go_on(routing, inputs)
-        priors = self._priors[self.active_adapter] if self.training else None
+            go_on(routing, inputs, adapter_name=self.active_adapter)
+        learns = self.training and torch.is_grad_enabled() and routing.intervention is None
+        priors = self._priors.get(self.active_adapter) if learns else None
         if priors:
             routing.records = {}
         previous = enter(routing)
@@ -128,7 +129,7 @@ class PolyModel(RoutedModel):
         finally:
             enter(previous)
         if keeps:
-            keep_factors(output, routing)
+            keep_factors(output, routing, adapter_name=self.active_adapter)
         if priors and not routing.disabled:
             add_to_output(output, prior_loss(priors, self.active_layers(), routing))
         return output
@@ -149,12 +150,12 @@ class PolyModel(RoutedModel):
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
         routing.factors = {}
         if routing.reads == "prompt" and not self._encoder_decoder:
-            go_on(routing, inputs)
+            go_on(routing, inputs, adapter_name=self.active_adapter)
             routing.prompt_tokens = batch_shape(inputs)[1]
         with entered(routing):
             output = self.model.generate(*args, **kwargs)  # type: ignore[operator]
         if routing.reads == "prompt":
-            keep_factors(output, routing)
+            keep_factors(output, routing, adapter_name=self.active_adapter)
         return output
 
     def get_encoder(self) -> RoutedModule:
@@ -191,6 +192,7 @@ class PolyModel(RoutedModel):
                 prompt_mask=prompt_mask,
                 segment_ids=segment_ids,
                 packable=not self._encoder_decoder,
+                noiseless=True,
             )
         return call_weights(self.model, inputs, routing=routing, layers=self.active_layers())
 

@@ -64,6 +64,12 @@ def _see_encoder_output(_module: nn.Module, _args: tuple, output: Any) -> None:
 def _see_given_output(_module: nn.Module, args: tuple, kwargs: dict, *, names: list[str]) -> None:
     inputs = named_inputs(names, args, kwargs)
     if inputs.get("encoder_outputs") is not None:
+        routing = current()
+        if routing is not None and routing.weigh_shared is not None:
+            raise ValueError(
+                "encoder_outputs without the embeddings that routers of the embeddings read: give "
+                "input_ids, or inputs_embeds."
+            )
         _set_encoder(inputs["encoder_outputs"][0], inputs.get("attention_mask"))
 
 

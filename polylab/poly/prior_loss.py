@@ -64,9 +64,12 @@ def prior_loss(
     seen: dict[int, _View] = {}
     for name, layer in layers.items():
         router = layer.router(layer.active_adapter)
-        if id(router) not in seen:
+        was_called = router.reads is None or name in (routing.records or {})
+        if id(router) not in seen and was_called:
             seen[id(router)] = _view(name, layer, router, routing)
-    total = torch.zeros((), device=next(iter(seen.values())).weights.device)
+    total = torch.zeros((), device=next(iter(layers.values())).weight.device)
+    if not seen:
+        return total
     for item in priors:
         if item.prior.needs_gates and any(view.gates is None for view in seen.values()):
             raise ValueError(

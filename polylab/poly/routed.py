@@ -68,6 +68,7 @@ class RoutedModel(AdaptedModel):
 
     def _router(self) -> Router:
         """The router of any layer: what kind the active adapter has."""
+        self.config_of(self.active_adapter)  # a model that was unloaded has none
         return next(iter(self.active_layers().values())).router(self.active_adapter)
 
     # How a call is routed
@@ -80,6 +81,7 @@ class RoutedModel(AdaptedModel):
         prompt_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         packable: bool = True,
+        noiseless: bool = False,
     ) -> Routing:
         """The routing of a call with these inputs; `packable` rows may have an id per token."""
         if self.training:
@@ -95,7 +97,10 @@ class RoutedModel(AdaptedModel):
         config = self.config_of(self.active_adapter)  # a model that was unloaded has none
         router, (batch, seq) = self._router(), batch_shape(inputs)
         packed_seq = seq if packable else None
-        routing = Routing(intervention=override.intervention, reads=router.reads)
+        _check_override(override, self.active_adapter)
+        routing = Routing(
+            intervention=override.intervention, reads=router.reads, noiseless=noiseless
+        )
         self._set_share(routing)
         if router.reads is not None:
             routing.prompt = check_prompt_mask(prompt_mask, batch, seq=seq)
@@ -124,8 +129,8 @@ class RoutedModel(AdaptedModel):
         ids = check_task_ids(task_ids, config.n_tasks, batch=batch, seq=seq)
         # Once, and without waiting for the device: a copy in each layer would wait.
         routing.task_ids = ids.to(next(self.parameters()).device, non_blocking=True)
-        is_noisy = self.training and router.draws_noise and routing.intervention is None
-        if is_noisy and config.noise_source == "keyed":
+        is_noisy = self.training and router.draws_noise and not routing.noiseless
+        if is_noisy and routing.intervention is None and config.noise_source == "keyed":
             routing.noise = self._noise.key(len(ids))
 
     def _set_share(self, routing: Routing) -> None:
@@ -163,7 +168,7 @@ class RoutedModel(AdaptedModel):
             ValueError: If it is not from 0 to 1, or there is no routing to anneal.
         """
         name = self.active_adapter
-        self.peft_config[name] = replace(self.peft_config[name], uniform_share=float(share))
+        self.peft_config[name] = replace(self.config_of(name), uniform_share=float(share))
         self._note_share(name)
 
     def _note_share(self, adapter_name: str) -> None:
@@ -185,7 +190,7 @@ class RoutedModel(AdaptedModel):
         Raises:
             ValueError: If `spec` is none of these, or names no task, layer or skill.
         """
-        config, layers = self.peft_config[self.active_adapter], self.active_layers()
+        config, layers = self.config_of(self.active_adapter), self.active_layers()
         subject = Subject(
             router=self._router(),
             n_tasks=config.n_tasks,
@@ -193,7 +198,12 @@ class RoutedModel(AdaptedModel):
             skill_counts=dict.fromkeys(layers, config.bank_size),
             task_weights=self.task_weights,
         )
-        with overridden(self, Override(intervention=parse_intervention(spec, subject))):
+        change = Override(
+            disabled=override_of(self).disabled,
+            intervention=parse_intervention(spec, subject),
+            adapter=self.active_adapter,
+        )
+        with overridden(self, change):
             yield self
 
     @contextmanager
@@ -210,10 +220,18 @@ class RoutedModel(AdaptedModel):
         Raises:
             ValueError: If the adapter is routed by the input.
         """
-        share = self.peft_config[self.active_adapter].uniform_share
+        share = self.config_of(self.active_adapter).uniform_share
         layers = self.active_layers()
         return task_weights(layers, self.active_adapter, uniform_share=share)
 
     def task_gates(self) -> dict[str, Float[Tensor, "tasks splits skills"]]:
         """`sigmoid(Z)` of every task by layer; empty where the router has no gates."""
         return task_gates(self.active_layers(), self.active_adapter)
+
+
+def _check_override(override: Override, active: str) -> None:
+    if override.intervention is not None and override.adapter != active:
+        raise ValueError(
+            f"the adapter was changed to {active!r} inside routing(...), which was made for the "
+            f"tasks and layers of {override.adapter!r}. Leave the context first."
+        )

@@ -102,6 +102,8 @@ class Override:
 
     disabled: bool = False
     intervention: Intervention | None = None
+    adapter: str | None = None
+    """The adapter that the intervention was made for."""
 
 
 def override_of(model: object) -> Override:

@@ -50,7 +50,11 @@ def check_router(
         subject = _Subject(claims, make, n_tasks)
         for check in _CHECKS:
             check(subject)
-        check_in_models(claims, {**sizes, "router": target})
+        router = make()
+        # noise of a router that reads no task ids cannot be keyed
+        is_free = router.draws_noise and not router.needs_task_ids
+        source = {"noise_source": "global"} if is_free else {}
+        check_in_models(claims, {**sizes, **source, "router": target})
 
 
 @dataclass(frozen=True)

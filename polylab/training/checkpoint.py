@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 
 
 def trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of `state` that belong to trainable parameters of `module`."""
-    names = {name for name, p in module.named_parameters() if p.requires_grad}
+    """The entries of `state` that belong to the trainable part of `module`."""
+    names = _trainable_part(module)
     return {name: tensor for name, tensor in state.items() if name in names}
+
+
+def _trainable_part(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, and buffers of routers and of copied modules (a running mean, say)."""
+    parameters = dict(module.named_parameters())
+    part: dict[str, Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name not in parameters and {"poly_router", "modules_to_save"} & {*name.split(".")}:
+            part[name] = tensor
+    return part
 
 
 def check_trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -32,7 +42,7 @@ def check_trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: Listing what is missing, unexpected or of another shape.
     """
-    expected = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    expected = _trainable_part(module)
     reshaped = [
         f"{name}: {list(state[name].shape)} in the checkpoint, {list(p.shape)} in the model"
         for name, p in expected.items()

@@ -38,7 +38,7 @@ def test_fullgraph(changes, training, tolerance):
         model = poly("llama", **changes).train(training)
         model.set_noise_key(1, 2)
     model.config.use_cache = False
-    ids = {"task_ids": task_ids()}
+    ids = {"task_ids": task_ids(), "prompt_mask": torch.arange(7).expand(4, -1) < 3}
     wanted, wanted_grads = logits_and_gradients(model, copy.copy(model), "llama", **ids)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     found, found_grads = logits_and_gradients(model, compiled, "llama", **ids)

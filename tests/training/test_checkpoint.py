@@ -193,3 +193,14 @@ def test_an_adapter_folder_appears_whole(poly_module, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         save_adapter(module.model, target, ["é", "b", "c"])
     assert (target / "kept").exists()
+
+
+def test_buffers_of_routers_are_kept(poly_module):
+    module, other = poly_module(), poly_module()
+    layer = next(iter(module.model.poly_layers().values()))
+    layer.router("default").register_buffer("mean", torch.tensor([3.0]))
+    state = trainable_state(module, module.state_dict())
+    assert [name for name in state if name.endswith("poly_router.default.mean")]
+    with pytest.raises(ValueError, match=r"not trainable in the model \(1\):\n .*mean"):
+        check_trainable_state(other, state)
+    check_trainable_state(module, state)

@@ -83,6 +83,11 @@ def _own_router(config: PolyConfig, d_in: int) -> Router:
             f"the adapter n_skills={config.n_skills} and n_splits={config.n_splits}: set both "
             "attributes in its __init__."
         )
+    if router.draws_noise and not router.needs_task_ids and config.noise_source == "keyed":
+        raise ValueError(
+            f"router {type(router).__name__} draws noise and reads no task_ids: keyed noise is per "
+            "task's example. Give noise_source='global'."
+        )
     if router.reads not in (None, "prompt", "tokens"):
         raise ValueError(
             f"router {type(router).__name__} has reads={router.reads!r}; valid: None, 'prompt', "
