@@ -17,6 +17,8 @@ CASES = {
     "private": {"poly_type": "private"},
     "checkpointing": {"noise_source": "keyed"},
     "frozen skills": {"noise": "none"},
+    "shared routers": {"granularity": "block", "noise_source": "keyed"},
+    "tokens": {"poly_type": "mope", "router_level": "token"},
 }
 KINDS = ["t5", "llama"]
 
