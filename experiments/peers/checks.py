@@ -20,7 +20,7 @@ from experiments.peers import (
     routing_checks,
     state_checks,
 )
-from experiments.peers.library import Library, open_library
+from experiments.peers.libraries import Library, open_library
 
 __all__ = ["CHECKS", "POLYLAB_ONLY", "defect_of", "question_of", "run"]
 

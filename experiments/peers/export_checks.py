@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.peers.library import Library, NotChecked, Wrong, agree
+from experiments.peers.libraries import Library, NotChecked, Wrong, agree
 from experiments.peers.models import (
     IDS,
     N_TASKS,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.peers.library import Library, Wrong, agree
+from experiments.peers.libraries import Library, Wrong, agree
 from experiments.peers.models import BATCH, IDS, N_TASKS, adapted, inputs, logits, merged
 
 

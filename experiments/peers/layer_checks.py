@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.peers.library import Library, Wrong, agree
+from experiments.peers.libraries import Library, Wrong, agree
 from experiments.peers.models import (
     BATCH,
     IDS,

@@ -15,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from experiments.peers.library import Library
+from experiments.peers.libraries import Library
 
 __all__ = [
     "BATCH",

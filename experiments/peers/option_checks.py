@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.peers.library import Library, Wrong, agree
+from experiments.peers.libraries import Library, Wrong, agree
 from experiments.peers.models import BATCH, IDS, N_TASKS, RANK, adapted, logits, one_layer, update
 
 

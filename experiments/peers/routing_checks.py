@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.peers.library import Library, NotChecked, Wrong, agree
+from experiments.peers.libraries import Library, NotChecked, Wrong, agree
 from experiments.peers.models import (
     BATCH,
     IDS,

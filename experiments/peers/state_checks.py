@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.peers.library import Library, Wrong, agree
+from experiments.peers.libraries import Library, Wrong, agree
 from experiments.peers.models import (
     BATCH,
     IDS,

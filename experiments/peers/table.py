@@ -25,7 +25,7 @@ from experiments.peers.checks import (
     question_of,
     run,
 )
-from experiments.peers.library import (
+from experiments.peers.libraries import (
     LIBRARIES,
     Library,
     NotChecked,

@@ -17,6 +17,7 @@ from polylab.poly.granularity import router_seats
 from polylab.poly.injection import (
     default_targets,
     find_targets,
+    layers_of,
     poly_layers,
     seat_adapter,
     wrap_targets,
@@ -123,8 +124,7 @@ class AdaptedModel(nn.Module):
         for module in saved_modules(self.model).values():
             module.set_adapter(name, inference_mode=config.inference_mode)
         self.active_adapter = name
-        layers = self.poly_layers().items()
-        self._active_layers = {key: layer for key, layer in layers if name in layer.poly_lora_A}
+        self._active_layers = layers_of(self.model, name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter; if it was active, the first remaining one becomes active.

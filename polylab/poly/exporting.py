@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from polylab.poly.files import capped, write_files, write_json, write_tensors
-from polylab.poly.injection import poly_layers
+from polylab.poly.injection import layers_of, poly_layers
 from polylab.poly.io import CONFIG_FILE, WEIGHTS_FILE, task_type_of
 from polylab.poly.routing import Override, override_of
 from polylab.poly.saved_modules import saved_modules
@@ -191,7 +191,7 @@ def _exported(
             f"adapter {name!r} is disabled, or under a routing(...) that is not its own: what is "
             "exported is the learned routing. Leave the context first."
         )
-    layers = {n: la for n, la in poly_layers(model.model).items() if name in la.poly_lora_A}
+    layers = layers_of(model.model, name)
     if any(layer.router(name).reads is not None for layer in layers.values()):
         raise ValueError(
             f"adapter {name!r} has poly_type={config.poly_type!r}: it is routed by the input, so a "

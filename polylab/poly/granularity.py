@@ -96,13 +96,9 @@ def router_groups(
 
 
 def _reads(config: PolyConfig, layer: nn.Module) -> str | None:
-    """What the adapter's routers read (`Router.reads`)."""
-    if config.router is not None:
-        with torch.device("meta"):
-            return make_router(config, features_of(layer)[0]).reads
-    if config.poly_type != "mope":
-        return None
-    return "tokens" if config.router_level == "token" else "prompt"
+    """What the adapter's routers read (`Router.reads`); the router says it, once it is made."""
+    with torch.device("meta"):
+        return make_router(config, features_of(layer)[0]).reads
 
 
 def _check_shared_input(config: PolyConfig, kind: str) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from polylab.poly.config import PolyConfig
+from polylab.poly.injection import layers_of
 from polylab.poly.layers import PolyLayer
 from polylab.poly.routers import CLOSED, Router, TaskRouter, make_router
 from polylab.poly.saved_modules import saved_modules
@@ -68,7 +69,7 @@ def combine_adapters(model: AdaptedModel, names: Sequence[str], new_name: str) -
     config = _combined(names, configs)
     model.add_adapter(new_name, config)
     copied: set[int] = set()
-    for layer in _layers(model, new_name):
+    for layer in layers_of(model.model, new_name).values():
         with torch.no_grad():
             for bank in (layer.poly_lora_A, layer.poly_lora_B):
                 bank[new_name].copy_(torch.cat([bank[name] for name in names], dim=1))
@@ -94,7 +95,7 @@ def average_skills(model: AdaptedModel, name: str, new_name: str) -> None:
     reset = ("router_level", "router_input", "gating", "top_k", "granularity", "uniform_share")
     kept |= {field: getattr(plain, field) for field in (*reset, "trainable", "noise", "noise_per")}
     model.add_adapter(new_name, replace(old, **kept))
-    for layer in _layers(model, new_name):
+    for layer in layers_of(model.model, new_name).values():
         for bank in (layer.poly_lora_A, layer.poly_lora_B):
             bank[new_name].copy_(bank[name].mean(1, keepdim=True))
     for module in saved_modules(model.model).values():
@@ -104,7 +105,7 @@ def average_skills(model: AdaptedModel, name: str, new_name: str) -> None:
 
 
 def _grow(model: AdaptedModel, name: str, config: PolyConfig, *, like: int | str) -> None:
-    old, layers = model.config_of(name), _layers(model, name)
+    old, layers = model.config_of(name), layers_of(model.model, name).values()
     routers: dict[int, Router] = {}  # made, and tried, before anything is changed
     for layer in layers:
         before = layer.router(name)
@@ -141,10 +142,6 @@ def _places(old: PolyConfig, new: PolyConfig) -> Int64[Tensor, " skills"]:
     if old.poly_type == "c-poly":  # the private ones come after all shared ones
         places[old.n_skills :] += new.n_skills - old.n_skills
     return places
-
-
-def _layers(model: AdaptedModel, name: str) -> list[PolyLayer]:
-    return [layer for layer in model.poly_layers().values() if name in layer.poly_lora_A]
 
 
 def _names(config: PolyConfig, tasks: int | Sequence[str]) -> list[str] | None:

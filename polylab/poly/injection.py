@@ -23,7 +23,14 @@ from polylab.poly.saved_modules import (
     unwrapped,
 )
 
-__all__ = ["default_targets", "find_targets", "poly_layers", "seat_adapter", "wrap_targets"]
+__all__ = [
+    "default_targets",
+    "find_targets",
+    "layers_of",
+    "poly_layers",
+    "seat_adapter",
+    "wrap_targets",
+]
 
 # The attention's query and value, or the one projection that holds both, as LoRA's paper adapts:
 # PEFT's choices for LoRA, and those of related architectures.
@@ -151,6 +158,12 @@ def seat_adapter(
 def poly_layers(model: nn.Module) -> dict[str, PolyLayer]:
     """All `PolyLayer`s by their name in the base model, in module order."""
     return {n: module for n, module in model.named_modules() if isinstance(module, PolyLayer)}
+
+
+def layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
+    """The layers of the wrapped `model` that an adapter is in, by name."""
+    layers = poly_layers(model).items()
+    return {name: layer for name, layer in layers if adapter_name in layer.poly_lora_A}
 
 
 def _is_match(name: str, spec: list[str] | str | None) -> bool:

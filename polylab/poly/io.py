@@ -28,9 +28,10 @@ from polylab.poly.files import (
     write_json,
     write_tensors,
 )
+from polylab.poly.injection import layers_of
 from polylab.poly.layers import PolyLayer
 from polylab.poly.structure import is_causal
-from polylab.poly.tensors import adapter_tensors, layers_of
+from polylab.poly.tensors import adapter_tensors
 
 __all__ = [
     "CONFIG_FILE",

@@ -94,7 +94,6 @@ class RoutedModel(AdaptedModel):
                 f"adapter_names={inputs['adapter_names']!r} is not supported: one adapter is "
                 f"active at a time, now {self.active_adapter!r}. Call set_adapter(name) first."
             )
-        config = self.config_of(self.active_adapter)  # a model that was unloaded has none
         router, (batch, seq) = self._router(), batch_shape(inputs)
         packed_seq = seq if packable else None
         _check_override(override, self.active_adapter)
@@ -112,7 +111,7 @@ class RoutedModel(AdaptedModel):
         layers = self.active_layers().values()
         if router.reads is None:
             weigh_shared(layers, routing, None)
-        elif config.router_input == "embeddings":
+        elif self.peft_config[self.active_adapter].router_input == "embeddings":
             routing.weigh_shared = partial(weigh_shared, [*layers])
         return routing
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from polylab.poly.config import PolyConfig
 from polylab.poly.files import capped
 from polylab.poly.granularity import Seat, router_seats
-from polylab.poly.injection import find_targets
+from polylab.poly.injection import find_targets, layers_of
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import features_of
 from polylab.poly.patterns import rank_of
 from polylab.poly.routers import make_router
 from polylab.poly.saved_modules import find_saved, saved_modules, tied_groups
 
-__all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "is_storable", "layers_of"]
+__all__ = ["adapter_tensors", "check_tensors", "copy_tensors", "is_storable"]
 
 _PREFIX = "base_model.model."
 # What an adapter may be stored in; integers and 8-bit floats are some quantisation's own.
@@ -88,13 +88,6 @@ def check_tensors(tensors: Mapping[str, Tensor], config: PolyConfig, *, model: n
 def is_storable(tensor: Tensor) -> bool:
     """Whether an adapter may hold this: finite numbers of 16 to 64 bits."""
     return tensor.dtype in _DTYPES and bool(torch.isfinite(tensor).all())
-
-
-def layers_of(model: nn.Module, adapter_name: str) -> dict[str, PolyLayer]:
-    """The layers of the wrapped `model` that an adapter is in, by name."""
-    modules = model.named_modules()
-    layers = {name: layer for name, layer in modules if isinstance(layer, PolyLayer)}
-    return {name: layer for name, layer in layers.items() if adapter_name in layer.poly_lora_A}
 
 
 def _named(layers: Mapping[str, PolyLayer], adapter_name: str) -> dict[str, Tensor]:

@@ -6,15 +6,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jaxtyping
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-__all__ = ["Claims", "rows_of", "settled", "stirred", "target_of"]
+from polylab.poly.classes import build
 
+__all__ = ["Claims", "checking", "rows_of", "settled", "stirred", "target_of"]
+
+_Built = TypeVar("_Built")
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -114,6 +118,27 @@ class Claims:
 
     def _say(self, came_out: str, required: str) -> str:
         return f"{self.name}, {': '.join(self._what)}: {came_out}. Required: {required}."
+
+
+@contextmanager
+def checking(
+    cls: type, options: Mapping[str, Any], *, option: str, kind: type[_Built]
+) -> Iterator[tuple[Claims, dict[str, Any], Callable[[], _Built]]]:
+    """The claims of a class, its target in a configuration, and how to make one; it was made once.
+
+    Args:
+        cls: The class.
+        options: Its arguments.
+        option: That names it.
+        kind: What it must be a subclass of.
+    """
+    claims = Claims(cls)
+    with settled():
+        target = target_of(cls, options)
+        make = partial(build, option, target, kind=kind, given={})
+        with claims.step("building it from a configuration"):
+            make()
+        yield claims, target, make
 
 
 def target_of(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polylab.poly.classes import build
 from polylab.poly.combining import Combine
-from polylab.testing.claims import CLOSE, Claims, compiled, rows_of, settled, target_of
+from polylab.testing.claims import CLOSE, Claims, checking, compiled, rows_of
 from polylab.testing.models import check_in_models
 
 __all__ = ["check_combine"]
@@ -32,12 +30,7 @@ def check_combine(cls: type[Combine], **options: Any) -> None:
         AssertionError: At the first promise that is broken: what was checked, what came out, what
             is required.
     """
-    claims = Claims(cls)
-    with settled():
-        target = target_of(cls, options)
-        make = partial(build, "combine", target, kind=Combine, given={})
-        with claims.step("building it from a configuration"):
-            make()
+    with checking(cls, options, option="combine", kind=Combine) as (claims, target, make):
         for check in _CHECKS:
             for splits in _SPLITS:
                 with claims.step(f"n_splits={splits}"):

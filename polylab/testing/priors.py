@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polylab.poly.classes import build
 from polylab.poly.config import PolyConfig
 from polylab.poly.model import get_peft_model
 from polylab.poly.priors import Prior
 from polylab.poly.routers import normalise
-from polylab.testing.claims import CLOSE, Claims, compiled, rows_of, settled, stirred, target_of
+from polylab.testing.claims import (
+    CLOSE,
+    Claims,
+    checking,
+    compiled,
+    rows_of,
+    stirred,
+)
 from polylab.testing.models import batch_of, check_in_models, gpt2
 
 __all__ = ["check_prior"]
@@ -34,12 +39,7 @@ def check_prior(cls: type[Prior], **options: Any) -> None:
         AssertionError: At the first promise that is broken: what was checked, what came out, what
             is required.
     """
-    claims = Claims(cls)
-    with settled():
-        target = target_of(cls, options)
-        make = partial(build, "priors.own", target, kind=Prior, given={})
-        with claims.step("building it from a configuration"):
-            make()
+    with checking(cls, options, option="priors.own", kind=Prior) as (claims, target, make):
         for check in (_value, _padding, _gradients, _corners, _precisions, _compiling):
             check(claims, make)
         priors = {"own": {**target, "weight": 0.1}}

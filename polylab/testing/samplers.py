@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polylab.poly.classes import build
 from polylab.poly.routers import Sampler
-from polylab.testing.claims import CLOSE, Claims, compiled, settled, target_of
+from polylab.testing.claims import CLOSE, Claims, checking, compiled
 from polylab.testing.models import check_in_models
 
 __all__ = ["check_sampler"]
@@ -31,12 +29,7 @@ def check_sampler(cls: type[Sampler], **options: Any) -> None:
         AssertionError: At the first promise that is broken: what was checked, what came out, what
             is required.
     """
-    claims = Claims(cls)
-    with settled():
-        target = target_of(cls, options)
-        make = partial(build, "noise", target, kind=Sampler, given={})
-        with claims.step("building it from a configuration"):
-            make()
+    with checking(cls, options, option="noise", kind=Sampler) as (claims, target, make):
         for check in (_gates, _extremes, _noise, _neighbours, _mean, _gradients, _compiling):
             check(claims, make)
         check_in_models(claims, {"noise": target})

@@ -131,13 +131,13 @@ class PolyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        self._anneal()
         self._logged_step = self.trainer.global_step
         if self._is_log_step(self._logged_step):
             self._losses.drain(self._sum_over_ranks)  # the interrupted run has logged them
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.resume()
-        self._anneal()
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
@@ -174,7 +174,7 @@ class PolyModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.suspend()
-        self._anneal()
+        self._anneal()  # for what follows: a validation, a checkpoint, the next step
         step = self.trainer.global_step
         if step != self._logged_step and self._is_log_step(step):
             loss = self._log_training()

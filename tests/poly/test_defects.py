@@ -13,7 +13,7 @@ import torch
 
 from experiments.peers import checks, table
 from experiments.peers.checks import CHECKS, POLYLAB_ONLY
-from experiments.peers.library import LIBRARIES, NotChecked, Wrong, agree, open_library
+from experiments.peers.libraries import LIBRARIES, NotChecked, Wrong, agree, open_library
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a check's own run ignores them too
 
