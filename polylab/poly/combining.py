@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["AverageFactors", "Combine", "Factors", "SumProducts", "add_update"]
+__all__ = ["AverageFactors", "Combine", "Factors", "SumProducts", "add_update", "average"]
 
 BankA = Float[Tensor, "splits skills block_in rank"]
 BankB = Float[Tensor, "splits skills rank block_out"]
@@ -67,8 +67,7 @@ class AverageFactors(Combine):
     def factors(self, weights: _Weights, bank_a: BankA, bank_b: BankB) -> Factors:
         """See `Combine`."""
         by_split = weights.to(bank_a.dtype).transpose(0, 1)  # q n s
-        a = torch.bmm(by_split, bank_a.flatten(2)).unflatten(2, bank_a.shape[2:])  # q n d r
-        b = torch.bmm(by_split, bank_b.flatten(2)).unflatten(2, bank_b.shape[2:])  # q n r d
+        a, b = average(by_split, bank_a), average(by_split, bank_b)  # q n d r, q n r d
         return a.transpose(0, 1).flatten(1, 2), b.permute(1, 2, 0, 3).flatten(2)
 
     def per_token(
@@ -85,6 +84,13 @@ class AverageFactors(Combine):
         hidden = torch.einsum("nqs,nqsr->nr", weights, hidden)
         spread = torch.einsum("nqs,nr->nqsr", weights, hidden)
         return torch.einsum("nqsr,qsrd->nqd", spread, bank_b).flatten(1)
+
+
+def average(
+    weights: Float[Tensor, "heads groups skills"], banks: Float[Tensor, "heads skills x y"]
+) -> Float[Tensor, "heads groups x y"]:
+    """`sum_s w[h, n, s] bank[h, s]` of each head."""
+    return torch.bmm(weights, banks.flatten(2)).unflatten(2, banks.shape[2:])
 
 
 class SumProducts(Combine):

@@ -127,9 +127,7 @@ def _regrow(
     layer: PolyLayer, name: str, config: PolyConfig, *, router: Router, old: PolyConfig
 ) -> None:
     before = [layer.poly_lora_A[name], layer.poly_lora_B[name]]
-    layer.update_layer(
-        name, config, router=router, group=layer.groups[name], d_router=layer.d_router[name]
-    )
+    layer.update_layer(name, config, router=router, d_router=layer.d_router[name])
     layer.cast_adapter(name, before[0].dtype)
     places = _places(old, config).to(before[0].device)
     for bank, values in zip((layer.poly_lora_A, layer.poly_lora_B), before, strict=True):

@@ -150,9 +150,7 @@ def seat_adapter(
             routers[seat.group] = make_router(config, seat.d_router or layer.in_features)
             routers[seat.group].reset()
         router = None if seat.group is None else routers[seat.group]
-        layer.update_layer(
-            adapter_name, config, router=router, group=seat.group, d_router=seat.d_router
-        )
+        layer.update_layer(adapter_name, config, router=router, d_router=seat.d_router)
 
 
 def poly_layers(model: nn.Module) -> dict[str, PolyLayer]:

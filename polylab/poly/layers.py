@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polylab.poly.classes import build, is_custom
 from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts, add_update
 from polylab.poly.config import PolyConfig
+from polylab.poly.fused import Group, Mixed
 from polylab.poly.linears import check_splits, features_of, float_dtype_of
 from polylab.poly.patterns import rank_of, scaling_of
 from polylab.poly.routers import Router, make_router
@@ -46,7 +47,7 @@ class PolyLayer(nn.Module):
     adapter_layer_names = ("poly_lora_A", "poly_lora_B", "poly_router")
     other_param_names = (
         *("r", "n_tasks", "n_skills", "n_splits", "poly_type", "scaling"),
-        *("combine", "dropout", "groups", "d_router", "trainable"),
+        *("combine", "dropout", "d_router", "trainable"),
     )
 
     def __init__(self, base_layer: nn.Module, *, name: str = "", index: int = 0) -> None:
@@ -64,11 +65,11 @@ class PolyLayer(nn.Module):
         self.combine: dict[str, Combine] = {}
         self.dropout: dict[str, float] = {}
         self.trainable: dict[str, str] = {}
-        self.groups: dict[str, str | None] = {}
-        """The group of layers that share this adapter's router; None if the layer is alone."""
         self.d_router: dict[str, int | None] = {}
         """Width of what a router of the prompt reads; None: the layer's own input, pooled."""
         self._init: dict[str, str] = {}
+        self.revision = 0
+        """Grows with every change of the adapters that the layer has."""
         self.poly_router = nn.ModuleDict()
         self.poly_lora_A = nn.ParameterDict()
         self.poly_lora_B = nn.ParameterDict()
@@ -80,7 +81,6 @@ class PolyLayer(nn.Module):
         inference_mode: bool = False,
         *,
         router: Router | None = None,
-        group: str | None = None,
         d_router: int | None = None,
     ) -> None:
         """Add the adapter `adapter_name`, or replace it, with fresh weights; make it active.
@@ -90,13 +90,13 @@ class PolyLayer(nn.Module):
             poly_config: What it is.
             inference_mode: Freeze it.
             router: That of the layer's group, initialised already; None makes one.
-            group: The layers that share the router.
             d_router: Width of what a router by input reads; None: the layer's own input.
 
         Raises:
             ValueError: If `n_splits` does not divide both sides of the layer.
         """
         config = poly_config
+        self.revision += 1
         check_splits(self.name, self.base_layer, n_splits=config.n_splits)
         splits, skills, rank = config.n_splits, config.bank_size, rank_of(self.name, config)
         self.r[adapter_name] = rank
@@ -108,7 +108,7 @@ class PolyLayer(nn.Module):
         self.combine[adapter_name] = make_combine(config)
         self.dropout[adapter_name] = config.dropout
         self.trainable[adapter_name] = config.trainable
-        self.groups[adapter_name], self.d_router[adapter_name] = group, d_router
+        self.d_router[adapter_name] = d_router
         self._init[adapter_name] = config.init
         block_in, block_out = self.in_features // splits, self.out_features // splits
         a, b = (splits, skills, block_in, rank), (splits, skills, rank, block_out)
@@ -165,6 +165,7 @@ class PolyLayer(nn.Module):
         if not dtype.is_floating_point or dtype.itemsize < 2:
             dtype = float_dtype_of(self.base_layer)
         device = self.weight.device
+        self.revision += 1
         for bank in (self.poly_lora_A, self.poly_lora_B):
             bank[adapter_name].data = bank[adapter_name].data.to(device, dtype)
         self.poly_router[adapter_name].to(device, dtype)
@@ -197,26 +198,43 @@ class PolyLayer(nn.Module):
         Raises:
             ValueError: If no `PolyModel` call is running, or its task ids do not fit `x`.
         """
-        y = self.base_layer(x, *args, **kwargs)
+        routing = current() if task_ids is None else Routing(task_ids=task_ids)
+        if routing is not None and routing.factors is not None:
+            known = routing.factors.get(self.name)
+            if known is not None:
+                return self._add(x, *known, *args, **kwargs)
         name = self.active_adapter
         if name not in self.poly_lora_A:
-            return y
-        routing = current() if task_ids is None else Routing(task_ids=task_ids)
+            return self.base_layer(x, *args, **kwargs)
         if routing is None:
             raise ValueError(
                 f"layer {self.name!r} has no task_ids: the base model was called by itself. Call "
                 "the PolyModel, or its get_encoder(), with task_ids=."
             )
         if routing.disabled:
-            return y
-        scale, p = self.scaling[name], self.dropout[name]
-        if routing.factors is not None and self.name in routing.factors:
-            return add_update(y, x, factors=routing.factors[self.name], scale=scale)
+            return self.base_layer(x, *args, **kwargs)
         weights = layer_weights(self, x, routing)
-        x = nn.functional.dropout(x, p, self.training) if p else x
         if weights.ndim == 4:
+            y, p = self.base_layer(x, *args, **kwargs), self.dropout[name]
+            x = nn.functional.dropout(x, p, self.training) if p else x
             return y + self._update_tokens(x, weights).to(y.dtype).reshape(y.shape)
-        return add_update(y, x, factors=self._factors(weights, routing), scale=scale)
+        a, b = self._factors(weights, routing)
+        mixed = Mixed(Group([self.base_layer], self.scaling[name]), a, [b])
+        if routing.factors is not None:
+            routing.factors[self.name] = mixed, 0
+        return self._add(x, mixed, 0, *args, **kwargs)
+
+    def _add(
+        self, x: Tensor, mixed: Mixed, place: int, *args: Any, **kwargs: Any
+    ) -> Float[Tensor, "*rows d_out"]:
+        """`base(x)` and the update, the layer's place in its group being `place`."""
+        p = self.dropout[self.active_adapter] if self.training else 0.0
+        y = None if args or kwargs or p else mixed.output(place, x)
+        if y is not None:
+            return y
+        y = self.base_layer(x, *args, **kwargs)
+        x = nn.functional.dropout(x, p) if p else x
+        return add_update(y, x, factors=mixed.factors(place), scale=mixed.group.scale)
 
     def mixing_weights(self, routing: Routing) -> Float[Tensor, "*batch splits skills"]:
         """The active adapter's weights for the ids and the pooled encoder of `routing`."""
@@ -257,10 +275,7 @@ class PolyLayer(nn.Module):
         is_cast = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if is_cast else nullcontext():
             # in the banks' own precision, whatever autocast says
-            factors = rule.pick(weights, a, b) if is_one_hot else rule.factors(weights, a, b)
-        if routing.factors is not None:
-            routing.factors[self.name] = factors
-        return factors
+            return rule.pick(weights, a, b) if is_one_hot else rule.factors(weights, a, b)
 
     def _update_tokens(self, x: Tensor, weights: Tensor) -> Float[Tensor, "tokens d_out"]:
         name = self.active_adapter

@@ -148,7 +148,8 @@ class PolyModel(RoutedModel):
         """
         inputs = named_inputs(["inputs"], args, kwargs)
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
-        routing.factors = {}
+        if routing.factors is None:
+            routing.factors = {}
         if routing.reads == "prompt" and not self._encoder_decoder:
             go_on(routing, inputs, adapter_name=self.active_adapter)
             routing.prompt_tokens = batch_shape(inputs)[1]
@@ -193,6 +194,7 @@ class PolyModel(RoutedModel):
                 segment_ids=segment_ids,
                 packable=not self._encoder_decoder,
                 noiseless=True,
+                mixes=False,
             )
         return call_weights(self.model, inputs, routing=routing, layers=self.active_layers())
 

@@ -7,6 +7,7 @@ skill), so any slice of the global batch, anywhere, sees the same ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 __all__ = ["KeyedNoise", "NoiseKey", "layer_keys"]
+
+Layers = int | Sequence[int]
+"""A layer's position, or those of several."""
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _BITS = 23  # (k + 1/2) / 2^23 is exact in fp32, and never 0 or 1
@@ -38,32 +42,33 @@ class NoiseKey:
     _draws: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     def uniform(
-        self, layer: int, n_splits: int, *, n_gates: int, device: torch.device
-    ) -> Float[Tensor, "batch splits gates"]:
-        """The draws of one layer, in (0, 1), float32."""
+        self, layers: Layers, n_splits: int, *, n_gates: int, device: torch.device
+    ) -> Float[Tensor, "*layers batch splits gates"]:
+        """The draws of one layer, or of several, in (0, 1), float32."""
         key = (n_splits, n_gates, device)
         if key not in self._draws:  # all layers at once: one call of each op, not one per layer
             words = self._row_words(self.layers.to(device, non_blocking=True)[:, None])  # layers b
             u = _to_uniform(*words, cells=n_splits * n_gates)
             self._draws[key] = u.unflatten(-1, (n_splits, n_gates))
-        return self._draws[key][layer]
+        return _choose(self._draws[key], layers)
 
     def uniform_per_task(
-        self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "batch seq"]
-    ) -> Float[Tensor, "batch seq splits gates"]:
-        """The draws of one layer for packed rows: tokens of one row and task share them."""
-        layers = self.layers.to(task_ids.device, non_blocking=True)
-        first, second = self._row_words(layers[layer])  # b
-        first = _mix(first[:, None] ^ _mix(task_ids + 1))  # b l
-        u = _to_uniform(first, second[:, None].expand_as(first), cells=n_splits * n_gates)
+        self, layers: Layers, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "batch seq"]
+    ) -> Float[Tensor, "*layers batch seq splits gates"]:
+        """The draws for packed rows: tokens of one row and task share them."""
+        words = _choose(self.layers.to(task_ids.device, non_blocking=True), layers)
+        first, second = self._row_words(words[..., None, :])  # *layers b
+        first = _mix(first[..., None] ^ _mix(task_ids + 1))  # *layers b l
+        u = _to_uniform(first, second[..., None].expand_as(first), cells=n_splits * n_gates)
         return u.unflatten(-1, (n_splits, n_gates))
 
     def uniform_of_tasks(
-        self, layer: int, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch splits gates"]:
-        """The draws of one layer that all examples of a task share, in any row of the batch."""
-        words = self.layers.to(task_ids.device, non_blocking=True)[layer]
-        first, second = _mix(words[0] ^ _mix(task_ids + 1)), _mix(words[1] ^ task_ids)
+        self, layers: Layers, n_splits: int, *, n_gates: int, task_ids: Int64[Tensor, "*batch"]
+    ) -> Float[Tensor, "*layers_batch splits gates"]:
+        """The draws that all examples of a task share, in any row of the batch."""
+        words = _choose(self.layers.to(task_ids.device, non_blocking=True), layers)
+        words = words.view(*words.shape[:-1], *[1] * task_ids.ndim, 2)
+        first, second = _mix(words[..., 0] ^ _mix(task_ids + 1)), _mix(words[..., 1] ^ task_ids)
         u = _to_uniform(first, second, cells=n_splits * n_gates)
         return u.unflatten(-1, (n_splits, n_gates))
 
@@ -112,6 +117,15 @@ def layer_keys(seed: int, step: int, *, n_layers: int) -> Int64[Tensor, "layers 
     state = _mix64(_mix64(seed & _MASK64) ^ (step & _MASK64))
     keys = [_mix64(state ^ (layer + 1)) for layer in range(n_layers)]
     return torch.tensor([(key >> 32, key & _MASK32) for key in keys], dtype=torch.int64)
+
+
+def _choose(rows: Tensor, layers: Layers) -> Tensor:
+    """Rows by number; no list as an index, whose copy an accelerator would wait for."""
+    if isinstance(layers, int):
+        return rows[layers]
+    if [*layers] == [*range(len(rows))]:
+        return rows
+    return torch.stack([rows[layer] for layer in layers])
 
 
 def _to_uniform(

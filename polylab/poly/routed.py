@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from polylab.poly.config import PolyConfig
 from polylab.poly.inspection import task_gates, task_weights
 from polylab.poly.interventions import Subject, parse_intervention
 from polylab.poly.noise import KeyedNoise
+from polylab.poly.plans import Plan
 from polylab.poly.prior_loss import WeightedPrior, make_priors
 from polylab.poly.routers import Router
 from polylab.poly.routing import (
@@ -30,7 +30,6 @@ from polylab.poly.routing import (
     override_of,
 )
 from polylab.poly.structure import batch_shape, encoder_of
-from polylab.poly.weighing import weigh_shared
 
 __all__ = ["RoutedModel"]
 
@@ -49,6 +48,18 @@ class RoutedModel(AdaptedModel):
         super().__init__(model, config, adapter_name)
         self._encoder_decoder = encoder_of(model) is not None
         self._noise = KeyedNoise()
+
+    def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """See `AdaptedModel.set_adapter`."""
+        super().set_adapter(adapter_name)
+        self._plan = Plan(self.active_layers(), self.active_adapter)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Where `to`, `half`, `cuda` and the like arrive: the plan is for devices and dtypes."""
+        super()._apply(fn, recurse)
+        if self.peft_config:
+            self._plan = Plan(self.active_layers(), self.active_adapter)
+        return self
 
     def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
         """See `AdaptedModel.add_adapter`."""
@@ -82,8 +93,19 @@ class RoutedModel(AdaptedModel):
         segment_ids: Tensor | None = None,
         packable: bool = True,
         noiseless: bool = False,
+        mixes: bool = True,
     ) -> Routing:
-        """The routing of a call with these inputs; `packable` rows may have an id per token."""
+        """The routing of a call with these inputs.
+
+        Args:
+            inputs: Of the base model.
+            task_ids: As given.
+            prompt_mask: As given.
+            segment_ids: As given.
+            packable: Rows may have an id per token.
+            noiseless: No noise in training mode either.
+            mixes: Layers will be called.
+        """
         if self.training:
             guard_checkpoints(self._checkpointable)
         override = override_of(self)
@@ -108,12 +130,27 @@ class RoutedModel(AdaptedModel):
             if task_ids is None and override.intervention and batch is not None:
                 task_ids = override.intervention.default_ids(batch)
             self._set_task_ids(routing, task_ids, router, batch=batch, seq=packed_seq)
-        layers = self.active_layers().values()
         if router.reads is None:
-            weigh_shared(layers, routing, None)
+            self._route_ahead(routing, mixes=mixes)
         elif self.peft_config[self.active_adapter].router_input == "embeddings":
-            routing.weigh_shared = partial(weigh_shared, [*layers])
+            routing.weigh_shared = self._plan.weigh
         return routing
+
+    def _route_ahead(self, routing: Routing, *, mixes: bool) -> None:
+        """Evaluate all routers and mix all skills before the base model runs, where that pays."""
+        if not self._plan.is_current:
+            self._plan = Plan(self.active_layers(), self.active_adapter)
+        plan, ids = self._plan, routing.task_ids
+        if ids is not None and ids.ndim == 2 and not plan.shares_routers:
+            return  # weights of every token in every layer at once would fill the memory
+        plan.weigh(routing)
+        remakes = self.training and torch.is_grad_enabled() and self._is_checkpointing()
+        if mixes and not remakes and plan.can_mix and (ids is None or ids.ndim == 1):
+            plan.mix(routing)
+
+    def _is_checkpointing(self) -> bool:
+        """Whether blocks run again in the backward: then each mixes its skills anew."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self._checkpointable)
 
     def _set_task_ids(
         self,

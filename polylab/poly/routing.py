@@ -8,7 +8,7 @@ nothing, so gradient checkpointing re-enters, in its recompute, what it captured
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from polylab.poly.combining import Factors
+from polylab.poly.fused import Mixed
 from polylab.poly.interventions import Intervention
 from polylab.poly.noise import NoiseKey
 
@@ -53,8 +53,10 @@ class Routing:
     """Which example of a packed row each token belongs to."""
     encoder: Float[Tensor, "batch *seq d_model"] | None = None
     """The encoder's output, pooled over the prompt: what decoder layers are routed by."""
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of the routers that several layers share, by group: made once in a call."""
+    weights: Float[Tensor, "routers *batch splits skills"] | None = None
+    """Of all routers, where they are evaluated at once; else each layer asks its own."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Of each layer: the place of its router in `weights`."""
     weigh_shared: Callable[[Routing, Tensor], None] | None = None
     """Fills `weights` from the pooled embeddings, once these are known."""
     uniform_share: Float[Tensor, ""] | None = None
@@ -65,10 +67,20 @@ class Routing:
     """No noise in training mode either."""
     disabled: bool = False
     """Layers compute the base model."""
-    factors: dict[str, Factors] | None = None
-    """Mixed factors by layer, kept from the prefill for the decoding steps."""
+    factors: dict[str, tuple[Mixed, int]] | None = None
+    """Mixed skills by layer, and its place among them: of all layers from the start, or kept by
+    each for what follows."""
     records: dict[str, Tensor] | None = None
     """The weights of each layer, where someone asked for them."""
+    _unbound: tuple[Tensor, ...] | None = None
+
+    def weights_of(self, layer_name: str) -> Float[Tensor, "*batch splits skills"] | None:
+        """Those of the layer's router, if they are known."""
+        if self.weights is None:
+            return None
+        if self._unbound is None:  # one operation for all layers, in the backward too
+            self._unbound = self.weights.unbind()
+        return self._unbound[self.rows[layer_name]]
 
 
 _local = threading.local()
@@ -140,18 +152,14 @@ class ReenteringCheckpoint:
         if routing is None:
             return self.checkpoint(function, *args, **kwargs)
 
-        groups = [*routing.weights]
-
-        def run(encoder: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-            weights = dict(zip(groups, args, strict=False))
-            previous = enter(replace(routing, encoder=encoder, weights=weights))
+        def run(encoder: Tensor | None, weights: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+            previous = enter(replace(routing, encoder=encoder, weights=weights, _unbound=None))
             try:
-                return function(*args[len(groups) :], **kwargs)
+                return function(*args, **kwargs)
             finally:
                 enter(previous)
 
-        shared = [routing.weights[group] for group in groups]
-        return self.checkpoint(run, routing.encoder, *shared, *args, **kwargs)
+        return self.checkpoint(run, routing.encoder, routing.weights, *args, **kwargs)
 
 
 def check_task_ids(

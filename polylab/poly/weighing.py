@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from polylab.poly.routing import Routing
 if TYPE_CHECKING:
     from polylab.poly.layers import PolyLayer
 
-__all__ = ["layer_weights", "mix_uniform", "weigh_shared"]
+__all__ = ["evaluate", "layer_weights", "mix_uniform"]
 
 _Weights = Float[Tensor, "*batch splits skills"]
 
@@ -25,47 +25,53 @@ def layer_weights(layer: PolyLayer, x: Tensor | None, routing: Routing) -> _Weig
     """The weights of one layer's active adapter in this call, as recorded in it.
 
     Args:
-        layer: Whose router is asked, unless its group's weights are known already.
+        layer: Whose router is asked, unless its weights are known already.
         x: The layer's input; None where the router reads none.
         routing: Of the call.
     """
     name = layer.active_adapter
-    router, group = layer.router(name), layer.groups[name]
-    ids = _ids(router, routing, layer.poly_lora_A[name].device)
-    if group is not None and group in routing.weights:
-        weights = routing.weights[group].to(layer.poly_lora_A[name].device)
-    else:
+    router, device = layer.router(name), layer.poly_lora_A[name].device
+    weights, hidden = routing.weights_of(layer.name), None
+    if weights is None:
         hidden = None if router.reads is None else _hidden(layer, router, x, routing)
-        ids = _of_rows(ids, hidden)
-        weights = _evaluate(router, routing, ids=ids, hidden=hidden, index=layer.index)
-    change = routing.intervention
+        (weights,) = evaluate(
+            [router], routing, hidden=hidden, indexes=[layer.index], device=device
+        )
+    weights, change = weights.to(device), routing.intervention
     if change and change.reweigh:
+        ids = _of_rows(_ids(router, routing, device), hidden)
         weights = change.reweigh(layer.name, router, ids, weights)
     if routing.records is not None:
         routing.records[layer.name] = weights
     return weights
 
 
-def weigh_shared(
-    layers: Iterable[PolyLayer], routing: Routing, hidden: Float[Tensor, "batch *seq d"] | None
-) -> None:
-    """Fill `routing.weights`: each router that several layers share is evaluated once.
+def evaluate(
+    routers: Sequence[Router],
+    routing: Routing,
+    *,
+    hidden: Float[Tensor, "batch *seq d"] | None,
+    indexes: Sequence[int],
+    device: torch.device,
+) -> Float[Tensor, "routers *batch splits skills"]:
+    """The weights of routers of one adapter in this call, before interventions on them.
 
     Args:
-        layers: The layers of the active adapter.
+        routers: Of one kind and size.
         routing: Of the call.
-        hidden: The pooled embeddings, where the routers read them.
+        hidden: What they read, if they read.
+        indexes: Of each router: the position of the first layer that it serves.
+        device: Of the result.
     """
-    for layer in layers:
-        name = layer.active_adapter
-        group = layer.groups[name]
-        if group is None or group in routing.weights:
-            continue
-        router = layer.router(name)
-        ids = _of_rows(_ids(router, routing, layer.poly_lora_A[name].device), hidden)
-        routing.weights[group] = _evaluate(
-            router, routing, ids=ids, hidden=hidden, index=layer.index
-        )
+    router = routers[0]
+    ids = _of_rows(_ids(router, routing, device), hidden)
+    samples = router.draws_noise and router.training
+    samples = samples and routing.intervention is None and not routing.noiseless
+    uniform = _keyed_noise(router, ids, routing, indexes) if samples and routing.noise else None
+    weights = type(router).evaluate(routers, ids, hidden, uniform=uniform, sample=samples)
+    if routing.uniform_share is None:
+        return weights
+    return mix_uniform(weights, router, ids=ids, share=routing.uniform_share.to(weights.device))
 
 
 def mix_uniform(
@@ -77,18 +83,6 @@ def mix_uniform(
     schedule of its released code).
     """
     return weights + share * (router.uniform(ids, weights) - weights)
-
-
-def _evaluate(
-    router: Router, routing: Routing, *, ids: Tensor | None, hidden: Tensor | None, index: int
-) -> _Weights:
-    samples = router.draws_noise and router.training
-    samples = samples and routing.intervention is None and not routing.noiseless
-    uniform = _keyed_noise(router, ids, routing, index) if samples and routing.noise else None
-    weights = router(ids, hidden, uniform=uniform, sample=samples)
-    if routing.uniform_share is None:
-        return weights
-    return mix_uniform(weights, router, ids=ids, share=routing.uniform_share.to(weights.device))
 
 
 def _ids(router: Router, routing: Routing, device: torch.device) -> Tensor | None:
@@ -123,12 +117,14 @@ def _hidden(
     return routing.encoder.to(layer.poly_lora_A[layer.active_adapter].device)
 
 
-def _keyed_noise(router: Router, ids: Tensor | None, routing: Routing, index: int) -> Tensor:
+def _keyed_noise(
+    router: Router, ids: Tensor | None, routing: Routing, layers: Sequence[int]
+) -> Tensor:
     assert routing.noise is not None
     assert ids is not None
     n_splits, n_gates = router.n_splits, router.n_gates
     if getattr(router, "noise_per_task", False):
-        return routing.noise.uniform_of_tasks(index, n_splits, n_gates=n_gates, task_ids=ids)
+        return routing.noise.uniform_of_tasks(layers, n_splits, n_gates=n_gates, task_ids=ids)
     if ids.ndim == 2:
-        return routing.noise.uniform_per_task(index, n_splits, n_gates=n_gates, task_ids=ids)
-    return routing.noise.uniform(index, n_splits, n_gates=n_gates, device=ids.device)
+        return routing.noise.uniform_per_task(layers, n_splits, n_gates=n_gates, task_ids=ids)
+    return routing.noise.uniform(layers, n_splits, n_gates=n_gates, device=ids.device)

@@ -63,7 +63,7 @@ class count_recomputes:
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("when", ["before wrapping", "on the wrapped base"])
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-def test_checkpointing_switched_on_behind_our_back(when, use_reentrant, tolerance):
+def test_checkpointing_switched_on_behind_our_back(when, use_reentrant):
     config = config_of("llama", noise_source="keyed")
     backbone = base("llama")
     if when == "before wrapping":
@@ -78,8 +78,8 @@ def test_checkpointing_switched_on_behind_our_back(when, use_reentrant, toleranc
     calls = count_recomputes(model)
     found = backward(model, "llama", task_ids=task_ids())
     assert calls.count == 2 * calls.layers
-    for name, grad in wanted.items():
-        torch.testing.assert_close(found[name], grad, **tolerance)
+    for name, grad in wanted.items():  # layers that mix by themselves sum in another order
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])

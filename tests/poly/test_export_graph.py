@@ -33,7 +33,7 @@ def call_of(kind, ids, seed=2):
         ("t5", {}),
     ],
 )
-def test_export_with_any_batch(kind, changes):
+def test_export_with_any_batch(kind, changes, logits_tolerance):
     model, given = poly(kind, **changes), call_of(kind, task_ids())
     shapes = {name: {0: Dim.AUTO} for name in given}
     shapes["use_cache"] = None
@@ -45,7 +45,7 @@ def test_export_with_any_batch(kind, changes):
     }
     more |= {"task_ids": torch.tensor([1, 2, 3, 4, 5, 0]), "use_cache": False}
     wanted = model(**more).logits
-    assert torch.equal(program.module()(**more).logits, wanted)
+    torch.testing.assert_close(program.module()(**more).logits, wanted, **logits_tolerance)
     if changes.get("poly_type") == "mope":
         return
     more["task_ids"] = more["task_ids"].flip(0)

@@ -42,10 +42,10 @@ def test_the_groups_and_one_evaluation_of_each(kind, granularity):
     model = poly(kind, granularity=granularity, noise_source="keyed").train()
     model.set_noise_key(1, 2)
     assert len(routers(model)) == GROUPS[kind, granularity]
-    forward, calls = TaskRouter.forward, []
-    with patch.object(TaskRouter, "forward", autospec=True) as spy:
-        spy.side_effect = lambda router, *a, **k: (
-            calls.append(id(router)) or forward(router, *a, **k)
+    weigh, calls = TaskRouter._weigh, []
+    with patch.object(TaskRouter, "_weigh", autospec=True) as spy:
+        spy.side_effect = lambda router, of, *a: (
+            calls.extend(id(each) for each in of) or weigh(router, of, *a)
         )
         output_of(model, kind, task_ids=task_ids())
     assert sorted(calls) == sorted(routers(model))

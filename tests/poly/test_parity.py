@@ -43,7 +43,7 @@ def test_same_seed_gives_the_same_parameters(kind, init_weights, n_splits):
 @pytest.mark.parametrize("r", [3, 4])
 @pytest.mark.parametrize("n_splits", [1, 2])
 @pytest.mark.parametrize("kind", ["t5", "llama"])
-def test_outputs_gradients_and_draws(kind, n_splits, r, training):
+def test_outputs_gradients_and_draws(kind, n_splits, r, training, logits_tolerance):
     ours, theirs, our_parameters, their_parameters = both(
         kind, n_splits=n_splits, r=r, init_weights=False
     )
@@ -56,13 +56,14 @@ def test_outputs_gradients_and_draws(kind, n_splits, r, training):
         runs.append((output, torch.get_rng_state()))
         output.loss.backward()
     (our_output, our_state), (their_output, their_state) = runs
-    assert torch.equal(our_output.logits, their_output.logits)
+    torch.testing.assert_close(our_output.logits, their_output.logits, **logits_tolerance)
     assert torch.equal(our_state, their_state)
     for name, parameter in our_parameters.items():
         if parameter.requires_grad:
             theirs_grad = their_parameters[name].grad
             assert theirs_grad.abs().max() > 0
-            assert torch.equal(parameter.grad, theirs_grad), name
+            scale = theirs_grad.abs().max().item()
+            torch.testing.assert_close(parameter.grad, theirs_grad, rtol=1e-4, atol=1e-5 * scale)
 
 
 def spread_logits(ours, theirs):

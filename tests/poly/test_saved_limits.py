@@ -47,7 +47,7 @@ def test_half_of_a_tie_is_refused(names, other):
     assert not saved_modules(model)
 
 
-def test_tied_modules_have_tied_copies(tmp_path):
+def test_tied_modules_have_tied_copies(tmp_path, logits_tolerance):
     model = get_peft_model(tied(), tied_adapter(["embed_tokens", "lm_head"]))
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     assert head.weight is table.weight
@@ -66,7 +66,8 @@ def test_tied_modules_have_tied_copies(tmp_path):
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     with pytest.warns(UserWarning, match="tie"):
         theirs = peft.PeftModel.from_pretrained(tied(), str(tmp_path)).eval()
-    assert torch.equal(theirs(**inputs_of("llama"), task_ids=task_ids()).logits, wanted)
+    found = theirs(**inputs_of("llama"), task_ids=task_ids()).logits
+    torch.testing.assert_close(found, wanted, **logits_tolerance)
 
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     tensors["base_model.model.lm_head.weight"] += 1  # PEFT may train the two apart
@@ -150,26 +151,28 @@ def test_any_module_of_torch(tolerance):
 # Adapters that grow and merge
 
 
-def test_growing_keeps_the_copies_and_the_ranks():
+def test_growing_keeps_the_copies_and_the_ranks(tolerance):
     names = ["lm_head", "model.norm"]
     model = poly("llama", modules_to_save=names, rank_pattern={"q_proj": 2}, use_rslora=True)
     wanted = output_of(model, "llama", task_ids=task_ids())
     model.add_tasks(2)
-    model.add_skills(1)
     assert torch.equal(output_of(model, "llama", task_ids=task_ids()), wanted)
+    model.add_skills(1)  # a longer sum, in which the new terms are exactly 0
+    grown = output_of(model, "llama", task_ids=task_ids())
+    torch.testing.assert_close(grown, wanted, **tolerance)
     assert {layer.r["default"] for layer in model.poly_layers().values()} == {2, 3}
     assert (
         sum(".modules_to_save." in n for n, p in model.named_parameters() if p.requires_grad) == 2
     )
 
 
-def test_averaging_takes_the_copies_along(tolerance):
+def test_averaging_takes_the_copies_along():
     model = poly("llama", modules_to_save=["lm_head"], alpha_pattern={"q_proj": 3.0})
     with model.routing("uniform"):
         wanted = output_of(model, "llama", task_ids=task_ids())
     model.average_skills("mean")
     model.set_adapter("mean")
-    torch.testing.assert_close(output_of(model, "llama"), wanted, **tolerance)
+    torch.testing.assert_close(output_of(model, "llama"), wanted, rtol=1e-4, atol=1e-5)
     head = saved_modules(model.get_base_model())["lm_head"]
     weights = [head.modules_to_save[name].weight for name in ("default", "mean")]
     assert torch.equal(*weights)

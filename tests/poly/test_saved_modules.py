@@ -106,17 +106,18 @@ def test_a_round_trip_changes_no_bit(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", PEFT_TYPES)
 @pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
-def test_peft_loads_ours(kind, tmp_path):
+def test_peft_loads_ours(kind, tmp_path, logits_tolerance):
     model = saved(kind)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "POLY"
     theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
     wanted = output_of(model, kind, task_ids=task_ids())
-    assert torch.equal(theirs(**inputs_of(kind), task_ids=task_ids()).logits, wanted)
+    found = theirs(**inputs_of(kind), task_ids=task_ids()).logits
+    torch.testing.assert_close(found, wanted, **logits_tolerance)
 
 
 @pytest.mark.parametrize("kind", PEFT_TYPES)
-def test_we_load_pefts(kind, tmp_path):
+def test_we_load_pefts(kind, tmp_path, logits_tolerance):
     values = {"r": 3, "n_tasks": 6, "n_skills": 5, "init_weights": False}
     names = {"llama": SAVED["llama"], "t5": ["relative_attention_bias", "final_layer_norm"]}[kind]
     config = peft.PolyConfig(
@@ -135,7 +136,9 @@ def test_we_load_pefts(kind, tmp_path):
     theirs.save_pretrained(str(tmp_path))
     # trainable as theirs: torch picks T5's attention kernel by what needs a gradient
     ours = PolyModel.from_pretrained(base(kind), tmp_path, is_trainable=True).eval()
-    assert torch.equal(output_of(ours, kind, task_ids=task_ids()), wanted)
+    torch.testing.assert_close(
+        output_of(ours, kind, task_ids=task_ids()), wanted, **logits_tolerance
+    )
     ours.save_pretrained(tmp_path / "again")
     mine, its = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "again", tmp_path))
     assert {name: tensor.tolist() for name, tensor in mine.items()} == {

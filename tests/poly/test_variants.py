@@ -212,7 +212,7 @@ def test_straight_through_gates_are_open_or_shut_and_never_all_shut():
 def test_a_relaxed_bernoulli_has_the_mean_of_its_gates():
     layer = make_layer(n_splits=1)
     router = layer.poly_router["default"]
-    logits = router._logits(torch.zeros(20000, dtype=torch.int64))
+    (logits,) = router._logits([router], torch.zeros(20000, dtype=torch.int64))
     torch.manual_seed(0)
     opened = (router.sampler(logits, torch.rand_like(logits)) > 0.5).double().mean(0)
     torch.testing.assert_close(opened, router.gates(torch.tensor([0]))[0], atol=0.015, rtol=0)

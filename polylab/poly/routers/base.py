@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -59,6 +60,29 @@ class Router(nn.Module, ABC):
             uniform: Noise in (0, 1) to use; None draws it from torch's global generator.
             sample: Whether to add noise; None means in training only.
         """
+
+    @classmethod
+    def evaluate(
+        cls,
+        routers: Sequence[Router],
+        task_ids: Ids | None,
+        input_ids: Float[Tensor, "batch *seq d_in"] | None = None,
+        *,
+        uniform: Float[Tensor, "routers *batch splits gates"] | None = None,
+        sample: bool | None = None,
+    ) -> Float[Tensor, "routers *batch splits skills"]:
+        """`forward` of several routers of this class, one adapter's, with the same arguments.
+
+        Where a kind of router can, it does so in one operation for all. Noise that is drawn from
+        torch's generator is drawn router by router.
+        """
+        found = []
+        for place, router in enumerate(routers):
+            own = next((tensor.device for tensor in router.state_dict().values()), None)
+            given = [task_ids, input_ids, None if uniform is None else uniform[place]]
+            ids, hidden, noise = (t if t is None or own is None else t.to(own) for t in given)
+            found.append(router(ids, hidden, uniform=noise, sample=sample))
+        return torch.stack([weights.to(found[0].device) for weights in found])
 
     @property
     def n_gates(self) -> int:

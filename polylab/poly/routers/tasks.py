@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,8 +59,36 @@ class TaskRouter(Router):
         Raises:
             ValueError: If there are no task ids.
         """
+        return self._weigh([self], task_ids, uniform, sample)[0]
+
+    @classmethod
+    def evaluate(
+        cls,
+        routers: Sequence[Router],
+        task_ids: Ids | None,
+        input_ids: Float[Tensor, "batch *seq d_in"] | None = None,
+        *,
+        uniform: Float[Tensor, "routers *batch splits gates"] | None = None,
+        sample: bool | None = None,
+    ) -> Float[Tensor, "routers *batch splits skills"]:
+        """See `Router.evaluate`: all in one operation, unless a subclass or a hook adds to each."""
+        is_plain = cls.forward is TaskRouter.forward
+        if not is_plain or any(r._forward_hooks or r._forward_pre_hooks for r in routers):
+            return super().evaluate(routers, task_ids, input_ids, uniform=uniform, sample=sample)
+        first = routers[0]
+        assert isinstance(first, TaskRouter)
+        return first._weigh(routers, task_ids, uniform, sample)
+
+    def _weigh(
+        self,
+        routers: Sequence[Router],
+        task_ids: Ids | None,
+        uniform: Tensor | None,
+        sample: bool | None,
+    ) -> Float[Tensor, "routers *batch splits skills"]:
+        """Weights of `routers`, this one and others that differ from it in their logits only."""
         ids = required(task_ids)
-        logits = self._logits(ids)
+        logits = self._logits(routers, ids)
         sample = self.training if sample is None else sample
         if self.sampler is None or not sample:
             return self._spread(normalise(torch.sigmoid(logits)), ids)
@@ -67,7 +98,7 @@ class TaskRouter(Router):
 
     def gates(self, task_ids: Ids) -> Weights:
         """`sigmoid(Z)` of the given tasks."""
-        return self._spread(torch.sigmoid(self._logits(task_ids)), task_ids)
+        return self._spread(torch.sigmoid(self._logits([self], task_ids)), task_ids)[0]
 
     def copy_from(self, old: Router) -> None:
         """Old rows keep their logits; new skills are shut for old tasks, whose weights stay."""
@@ -77,7 +108,7 @@ class TaskRouter(Router):
     @torch.no_grad()
     def start_tasks(self, first: int, like: int | str) -> None:
         """See `Router.start_tasks`: the mean is that of the normalised weights of all old tasks."""
-        logits = self._logits(torch.arange(first, device=self.module_logits.device))
+        (logits,) = self._logits([self], torch.arange(first, device=self.module_logits.device))
         if like != "mean":
             self._set_rows(first, logits[int(like)])
             return
@@ -91,8 +122,16 @@ class TaskRouter(Router):
     def _set_rows(self, first: int, row: Float[Tensor, "splits gates"]) -> None:
         self.module_logits[first:] = row.flatten().to(self.module_logits)
 
-    def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
-        logits = self.module_logits[task_ids].unflatten(-1, (self.n_splits, -1))
+    def _logits(
+        self, routers: Sequence[Router], task_ids: Ids
+    ) -> Float[Tensor, "routers *batch splits gates"]:
+        return self._rows([router.module_logits for router in routers], task_ids)
+
+    def _rows(
+        self, tables: Sequence[Any], task_ids: Ids
+    ) -> Float[Tensor, "routers *batch splits gates"]:
+        table = torch.stack([table.to(task_ids.device) for table in tables])
+        logits = table[:, task_ids].unflatten(-1, (self.n_splits, -1))
         # A sum of 16-bit gates underflows where one of fp32 does not.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -100,16 +139,17 @@ class TaskRouter(Router):
         """From gates to skills of the bank: here the same."""
         return weights
 
-    def _draw(self, logits: Tensor, task_ids: Ids) -> Tensor:
+    def _draw(self, logits: Float[Tensor, "routers *batch splits gates"], task_ids: Ids) -> Tensor:
+        """Router by router, in the order in which layers by themselves would draw."""
         if task_ids.ndim == 1 and not self.noise_per_task:
             return torch.rand_like(logits)
         # Packed rows: the tokens of one row and task are one example, and share its noise.
         n_rows = 1 if self.noise_per_task else len(task_ids)
-        shape = (n_rows, self.n_tasks, *logits.shape[-2:])
+        shape = (len(logits), n_rows, self.n_tasks, *logits.shape[-2:])
         drawn = torch.rand(shape, dtype=logits.dtype, device=logits.device)
         if self.noise_per_task:
-            return drawn[0, task_ids]
-        return drawn[torch.arange(n_rows, device=logits.device)[:, None], task_ids]
+            return drawn[:, 0, task_ids]
+        return drawn[:, torch.arange(n_rows, device=logits.device)[:, None], task_ids]
 
 
 class CPolyRouter(TaskRouter):
@@ -166,10 +206,11 @@ class CPolyRouter(TaskRouter):
         super()._set_rows(first, shared)
         self.private_logits[first:] = private.flatten().to(self.private_logits)
 
-    def _logits(self, task_ids: Ids) -> Float[Tensor, "*batch splits gates"]:
-        private = self.private_logits[task_ids].unflatten(-1, (self.n_splits, -1))
-        shared = super()._logits(task_ids)
-        return torch.cat([shared, private.to(shared.dtype)], dim=-1)
+    def _logits(
+        self, routers: Sequence[Router], task_ids: Ids
+    ) -> Float[Tensor, "routers *batch splits gates"]:
+        private = self._rows([router.private_logits for router in routers], task_ids)
+        return torch.cat([super()._logits(routers, task_ids), private], dim=-1)
 
     def _spread(self, weights: Weights, task_ids: Ids) -> Weights:
         shared, private = weights.split([self.n_shared, self.n_private], dim=-1)

@@ -1,0 +1,306 @@
+"""Frozen linear layers that read one input, and their updates, in few launches.
+
+An update `scale * (x A*) B*` of low rank costs little arithmetic; its price is the activations that
+pass through memory once more. So the update is computed first, and the big product `x W` is added
+onto it where its result is written anyway; in the backward the same for the gradient of x. Layers
+that read the same x (q, k and v) share one product with their A*'s side by side, and the sum of
+their gradients of x.
+
+Eager calls go through an `autograd.Function`, and spend as little as they can in Python: a small
+model waits for it. A compiler sees the same arithmetic as one opaque operator: traced, its
+additions in place would become passes over memory again (and torch 2.11 returns zero gradients for
+a compiled function that changes its output in place).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["Group", "Mixed"]
+
+
+class Group:
+    """Base layers that (should) read one input, and the scale of their updates.
+
+    Args:
+        bases: The layers, of one kind and input width.
+        scale: Of the updates.
+    """
+
+    def __init__(self, bases: Sequence[nn.Module], scale: float) -> None:
+        self.bases, self.scale = tuple(bases), scale
+        self.is_transposed = type(bases[0]) is Conv1D
+
+    def can_fuse(self, x: Tensor) -> bool:
+        """Whether `outputs` computes what calling each of the bases would.
+
+        Only plain frozen layers in the dtype of x do: not quantised, sharded, hooked or patched
+        ones, nor layers under autocast, which would cast.
+        """
+        if torch.is_autocast_enabled(x.device.type) or not x.numel():
+            return False
+        kind = type(self.bases[0])
+        if kind is not nn.Linear and kind is not Conv1D:
+            return False
+        has_bias = self.bases[0]._parameters["bias"] is not None
+        for base in self.bases:
+            weight, bias = base._parameters["weight"], base._parameters["bias"]
+            if (
+                type(base) is not kind
+                or type(weight) is not nn.Parameter
+                or weight.dtype != x.dtype
+                or weight.device != x.device
+                or weight.requires_grad
+                or (bias is not None) != has_bias
+                or (bias is not None and bias.requires_grad)
+                or base._forward_hooks
+                or base._forward_pre_hooks
+                or base._backward_hooks
+                or "forward" in base.__dict__
+            ):
+                return False
+        return True
+
+    def outputs(
+        self,
+        x: Float[Tensor, "*rows d_in"],
+        a: Float[Tensor, "groups_a d_in mk"],
+        bs: Sequence[Float[Tensor, "groups k d_out"]],
+    ) -> Sequence[Tensor]:
+        """`base(x) + scale * (x A*) B*` of each base; group n owns the n-th equal run of x's rows.
+
+        Args:
+            x: Input of all bases, which `can_fuse` accepts.
+            a: A* of each base side by side; one group for all, or as many as the B*'s have.
+            bs: B* of each base.
+
+        Raises:
+            ValueError: If the rows of x do not divide into the groups.
+        """
+        dtype = x.dtype
+        if a.dtype != dtype or bs[0].dtype != dtype:
+            a, bs = a.to(dtype), [b.to(dtype) for b in bs]
+        rows, n = x.numel() // x.shape[-1], bs[0].shape[0]
+        if not n or rows % n:
+            raise ValueError(
+                f"{rows} rows of a layer's input cannot be split among task_ids of length {n}: the "
+                "layer must see the same number of rows for every example."
+            )
+        weights: list[Any] = [base._parameters["weight"] for base in self.bases]
+        biases: list[Any] = [base._parameters["bias"] for base in self.bases]
+        if biases[0] is None:
+            biases = []
+        if torch.compiler.is_compiling():
+            return _compute_op(x, weights, biases, a, bs, self.scale, self.is_transposed)[1:]
+        return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
+
+
+class Mixed:
+    """The mixed skills of a group of layers in one call.
+
+    The first of the layers to be called computes the outputs of all. A layer that is then called
+    with another input gets an output of its own: groups are a guess at what a model will do.
+    """
+
+    def __init__(self, group: Group, a: Tensor, bs: Sequence[Tensor]) -> None:
+        self.group, self.a, self.bs = group, a, bs
+        self._x: Tensor | None = None
+        self._left: list[Tensor | None] = []
+
+    def output(self, place: int, x: Float[Tensor, "*rows d_in"]) -> Tensor | None:
+        """Of the layer at `place` in the group; None where the group cannot be fused."""
+        if self._x is not x or self._left[place] is None:
+            if not self.group.can_fuse(x):
+                return None
+            self._left = [*self.group.outputs(x, self.a, self.bs)]
+            self._x = x
+        y, self._left[place] = self._left[place], None
+        if len(self._left) == 1 or not any(left is not None for left in self._left):
+            self._x = None
+        return y
+
+    def factors(self, place: int) -> tuple[Tensor, Tensor]:
+        """A* and B* of the layer at `place`."""
+        rank = self.a.shape[-1] // len(self.bs)
+        return self.a.narrow(-1, place * rank, rank), self.bs[place]
+
+
+def _compute(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The hidden `scale * x A*`, and the outputs."""
+    n, d_in = len(bs[0]), a.shape[1]
+    flat = x.reshape(-1, d_in)
+    grouped = flat.view(n, -1, d_in) if len(a) == n else flat[None]
+    hidden = x.new_empty(len(grouped), grouped.shape[1], a.shape[2])
+    hidden.baddbmm_(grouped, a, beta=0, alpha=scale)
+    hidden, shape, outputs = hidden.view(n, -1, a.shape[2]), x.shape[:-1], []
+    rank = bs[0].shape[1]
+    for i, b in enumerate(bs):
+        own = hidden if len(bs) == 1 else hidden.narrow(2, i * rank, rank)
+        weight = weights[i]
+        if not is_transposed:
+            weight = weight.t()
+        width = b.shape[2]
+        if biases:
+            y = torch.addmm(biases[i], flat, weight)
+            y.view(n, -1, width).baddbmm_(own, b)
+        else:
+            y = torch.bmm(own, b).view(-1, width)
+            y.addmm_(flat, weight)
+        outputs.append(y.view(*shape, width))
+    return hidden, outputs
+
+
+def _differentiate(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+    needs_x: bool,
+    needs_factors: bool,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Gradients of x, of A*, and of each B*."""
+    n, rank, d_in = len(bs[0]), bs[0].shape[1], a.shape[1]
+    spread = torch.empty_like(hidden)  # gradient of `x A*`
+    flats: list[Tensor | None] = [None] * len(bs)
+    b_grads: list[Tensor | None] = [None] * len(bs)
+    for i, b in enumerate(bs):
+        grad, to, own = grads[i], spread, hidden
+        if len(bs) > 1:
+            to, own = spread.narrow(2, i * rank, rank), hidden.narrow(2, i * rank, rank)
+        if grad is None:
+            to.zero_()
+            continue
+        width = b.shape[2]
+        flats[i] = flat_grad = grad.reshape(-1, width).contiguous()  # once for three products
+        grad = flat_grad.view(n, -1, width)
+        to.baddbmm_(grad, b.transpose(1, 2), beta=0, alpha=scale)
+        if needs_factors:
+            b_grads[i] = torch.bmm(own.transpose(1, 2), grad)
+    is_one = len(a) != n
+    wide = spread.view(1, -1, a.shape[2]) if is_one else spread
+    a_grad = x_grad = None
+    if needs_factors:
+        a_grad = torch.bmm(x.reshape(len(a), -1, d_in).transpose(1, 2), wide)
+    if needs_x:
+        x_grad = torch.bmm(wide, a.transpose(1, 2)).view(-1, d_in)
+        for flat_grad, weight in zip(flats, weights, strict=True):
+            if flat_grad is not None:
+                x_grad.addmm_(flat_grad, weight.t() if is_transposed else weight)
+        x_grad = x_grad.view(x.shape)
+    return x_grad, a_grad, b_grads
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, frozen, *bs):  # type: ignore[override]
+        weights, biases, scale, is_transposed = frozen
+        hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
+        ctx.save_for_backward(x, hidden, a, *bs)
+        ctx.frozen = frozen
+        ctx.versions = [weight._version for weight in weights]
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):  # type: ignore[override]
+        x, hidden, a, *bs = ctx.saved_tensors
+        weights, _, scale, is_transposed = ctx.frozen
+        if [weight._version for weight in weights] != ctx.versions:
+            raise RuntimeError(
+                "a frozen weight has been changed in place between the forward and the backward "
+                "pass of its layer, whose gradients would be wrong. Change weights between steps."
+            )
+        needs_x, needs_a = ctx.needs_input_grad[:2]
+        x_grad, a_grad, b_grads = _differentiate(
+            grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, needs_a
+        )
+        return (x_grad, a_grad, None, *b_grads)
+
+
+# For compilers: the same two functions as operators of their own
+
+
+@torch.library.custom_op("polylab::routed_linears", mutates_args=())
+def _compute_op(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+) -> list[Tensor]:
+    hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
+    return [hidden, *outputs]
+
+
+@_compute_op.register_fake
+def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
+    n = len(bs[0])
+    hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
+    return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
+
+
+@torch.library.custom_op("polylab::routed_linears_backward", mutates_args=())
+def _differentiate_op(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+    needs_x: bool,
+) -> list[Tensor]:
+    x_grad, a_grad, b_grads = _differentiate(
+        grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, True
+    )
+    made = [a_grad, *b_grads, *([x_grad] if needs_x else [])]
+    return [gradient for gradient in made if gradient is not None]
+
+
+@_differentiate_op.register_fake
+def _(grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x):  # noqa: ARG001
+    made = [a.new_empty(a.shape), *(b.new_empty(b.shape) for b in bs)]
+    return [*made, *([x.new_empty(x.shape)] if needs_x else [])]
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weights, biases, a, bs, ctx.scale, ctx.is_transposed = inputs
+    ctx.counts = len(bs), len(biases)
+    ctx.save_for_backward(x, output[0], a, *bs, *weights)
+
+
+def _backward_op(ctx, grads):
+    x, hidden, a, *rest = ctx.saved_tensors
+    count, n_biases = ctx.counts
+    needs_x = ctx.needs_input_grad[0]
+    a_grad, *others = _differentiate_op(
+        grads[1:], x, hidden, rest[count:], a, rest[:count], ctx.scale, ctx.is_transposed, needs_x
+    )
+    x_grad = others[-1] if needs_x else None
+    return x_grad, [None] * count, [None] * n_biases, a_grad, others[:count], None, None
+
+
+_compute_op.register_autograd(_backward_op, setup_context=_save)
