@@ -95,7 +95,9 @@ def make_base(shape: Shape, *, device: str, dtype: torch.dtype) -> nn.Module:
             model = kind(shape.config)
         finally:
             torch.set_default_dtype(before)
-    model.config.use_cache = False  # a cache has no place in training, and breaks graphs
+    for module in model.modules():  # T5's decoder has a configuration of its own
+        if hasattr(module, "config"):
+            module.config.use_cache = False  # a cache has no place in training, and breaks graphs
     return model.requires_grad_(False).train()
 
 

@@ -68,6 +68,8 @@ class PolyLayer(nn.Module):
         self.d_router: dict[str, int | None] = {}
         """Width of what a router of the prompt reads; None: the layer's own input, pooled."""
         self._init: dict[str, str] = {}
+        self.block_name = ""
+        """Its name within a compiled block."""
         self.revision = 0
         """Grows with every change of the adapters that the layer has."""
         self.poly_router = nn.ModuleDict()
@@ -200,7 +202,7 @@ class PolyLayer(nn.Module):
         """
         routing = current() if task_ids is None else Routing(task_ids=task_ids)
         if routing is not None and routing.factors is not None:
-            known = routing.factors.get(self.name)
+            known = routing.factors.get(self.block_name if routing.is_local else self.name)
             if known is not None:
                 return self._add(x, *known, *args, **kwargs)
         name = self.active_adapter
@@ -220,7 +222,7 @@ class PolyLayer(nn.Module):
             return y + self._update_tokens(x, weights).to(y.dtype).reshape(y.shape)
         a, b = self._factors(weights, routing)
         mixed = Mixed(Group([self.base_layer], self.scaling[name]), a, [b])
-        if routing.factors is not None:
+        if routing.factors is not None and not routing.is_local:
             routing.factors[self.name] = mixed, 0
         return self._add(x, mixed, 0, *args, **kwargs)
 

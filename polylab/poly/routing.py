@@ -72,10 +72,16 @@ class Routing:
     each for what follows."""
     records: dict[str, Tensor] | None = None
     """The weights of each layer, where someone asked for them."""
+    is_local: bool = False
+    """Layers are known by the names that they have in their block: see `polylab.poly.blocks`."""
+    by_name: Mapping[str, Tensor | None] = field(default_factory=dict)
+    """Weights by layer, in place of `weights`."""
     _unbound: tuple[Tensor, ...] | None = None
 
     def weights_of(self, layer_name: str) -> Float[Tensor, "*batch splits skills"] | None:
         """Those of the layer's router, if they are known."""
+        if self.is_local:
+            return self.by_name.get(layer_name)
         if self.weights is None:
             return None
         if self._unbound is None:  # one operation for all layers, in the backward too

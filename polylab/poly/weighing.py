@@ -31,7 +31,7 @@ def layer_weights(layer: PolyLayer, x: Tensor | None, routing: Routing) -> _Weig
     """
     name = layer.active_adapter
     router, device = layer.router(name), layer.poly_lora_A[name].device
-    weights, hidden = routing.weights_of(layer.name), None
+    weights, hidden = routing.weights_of(layer.block_name if routing.is_local else layer.name), None
     if weights is None:
         hidden = None if router.reads is None else _hidden(layer, router, x, routing)
         (weights,) = evaluate(
