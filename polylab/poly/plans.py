@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from polylab.poly.combining import AverageFactors
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.layers import PolyLayer
-from polylab.poly.linears import float_dtype_of
 from polylab.poly.routers import Router
 from polylab.poly.routing import Routing
 from polylab.poly.stacks import Layout, mix
@@ -185,7 +184,9 @@ def _stacks(
     alike: dict[tuple, list[tuple[PolyLayer, ...]]] = {}
     for group in groups:
         bank = getattr(group[0], side)[adapter_name]
-        dtype = float_dtype_of(group[0].base_layer)
+        weight = group[0].weight
+        # the layer's input has the dtype of its weight; what enters a quantised layer is not known
+        dtype = weight.dtype if weight.is_floating_point() else bank.dtype
         alike.setdefault((len(group), bank.shape, bank.dtype, bank.device, dtype), []).append(group)
     position = {name: place for place, name in enumerate(rows)}
     stacks = []
