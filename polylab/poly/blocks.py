@@ -22,7 +22,7 @@ from polylab.poly.routing import Routing, current, enter
 
 __all__ = ["compile_blocks"]
 
-_Groups = Sequence[tuple[tuple[str, ...], Tensor, tuple[Tensor, ...]]]
+_Groups = Sequence[tuple[tuple[str, ...], float, Tensor, tuple[Tensor, ...]]]
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> int:
@@ -39,7 +39,9 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
         ValueError: If the model has no blocks that are known as such, or a block is compiled
             already.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no blocks to compile: none of its modules is a "
@@ -89,14 +91,17 @@ class _Block:
         return self._run(block, None, self._groups(routing), args, kwargs)
 
     def _groups(self, routing: Routing) -> _Groups:
-        """What was mixed for the block's layers: their names in it, A* and B*s."""
+        """What was mixed for the block's layers: their names in it, scale, A* and B*s."""
         assert routing.factors is not None
         found: dict[int, tuple[Mixed, list[str]]] = {}
         for name, own in self._names.items():
             if name in routing.factors:
                 mixed, _ = routing.factors[name]
                 found.setdefault(id(mixed), (mixed, []))[1].append(own)
-        return [(tuple(names), mixed.a, tuple(mixed.bs)) for mixed, names in found.values()]
+        return [
+            (tuple(names), mixed.group.scale, mixed.a, tuple(mixed.bs))
+            for mixed, names in found.values()
+        ]
 
     def _own(self, routing: Routing) -> Routing:
         """The routing of a call whose layers mix by themselves, without the layers' full names."""
@@ -125,9 +130,8 @@ def _run(
 ) -> Any:
     if groups:
         factors: dict[str, tuple[Mixed, int]] = {}
-        for names, a, bs in groups:
+        for names, scale, a, bs in groups:
             layers: list[Any] = [block.get_submodule(name) for name in names]
-            scale = layers[0].scaling[layers[0].active_adapter]
             mixed = Mixed(Group([layer.base_layer for layer in layers], scale), a, bs)
             for place, name in enumerate(names):
                 factors[name] = mixed, place

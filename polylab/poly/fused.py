@@ -7,9 +7,8 @@ that read the same x (q, k and v) share one product with their A*'s side by side
 their gradients of x.
 
 Eager calls go through an `autograd.Function`, and spend as little as they can in Python: a small
-model waits for it. A compiler sees the same arithmetic as one opaque operator: traced, its
-additions in place would become passes over memory again (and torch 2.11 returns zero gradients for
-a compiled function that changes its output in place).
+model waits for it. Compilers are given the plain formula (torch 2.11 would return zero gradients
+for a compiled function that changes its output in place).
 """
 
 from __future__ import annotations
@@ -93,13 +92,28 @@ class Group:
                 f"{rows} rows of a layer's input cannot be split among task_ids of length {n}: the "
                 "layer must see the same number of rows for every example."
             )
+        if torch.compiler.is_compiling():
+            return self._composed(x, a, bs)
         weights: list[Any] = [base._parameters["weight"] for base in self.bases]
         biases: list[Any] = [base._parameters["bias"] for base in self.bases]
         if biases[0] is None:
             biases = []
-        if torch.compiler.is_compiling():
-            return _compute_op(x, weights, biases, a, bs, self.scale, self.is_transposed)[1:]
         return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
+
+    def _composed(self, x: Tensor, a: Tensor, bs: Sequence[Tensor]) -> list[Tensor]:
+        """The formula in operators that a compiler knows, and fuses with their neighbours.
+
+        (As one opaque operator, `_Fused` gained a compiled graph nothing: the additions that it
+        does without are fused anyway, and every call of it costs Python.)
+        """
+        n = len(bs[0])
+        grouped = x.reshape(len(a), -1, x.shape[-1])
+        hidden = torch.bmm(grouped, a).reshape(n, -1, a.shape[2])
+        outputs = []
+        for base, own, b in zip(self.bases, hidden.chunk(len(bs), dim=-1), bs, strict=True):
+            y = base(x)
+            outputs.append(y + (torch.bmm(own, b) * self.scale).reshape(y.shape))
+        return outputs
 
 
 class Mixed:
@@ -142,26 +156,27 @@ def _compute(
     is_transposed: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The hidden `scale * x A*`, and the outputs."""
-    n, d_in = len(bs[0]), a.shape[1]
+    n, d_in, shape = len(bs[0]), a.shape[1], x.shape
     flat = x.reshape(-1, d_in)
-    grouped = flat.view(n, -1, d_in) if len(a) == n else flat[None]
-    hidden = x.new_empty(len(grouped), grouped.shape[1], a.shape[2])
-    hidden.baddbmm_(grouped, a, beta=0, alpha=scale)
-    hidden, shape, outputs = hidden.view(n, -1, a.shape[2]), x.shape[:-1], []
-    rank = bs[0].shape[1]
+    is_split = len(shape) == 3 and shape[0] == n
+    if len(a) != n:
+        hidden = torch.mm(flat, a[0]).view(n, -1, a.shape[2])
+    else:
+        hidden = torch.bmm(x if is_split else flat.view(n, -1, d_in), a)
+    if scale != 1:
+        hidden.mul_(scale)
+    outputs, rank, start = [], bs[0].shape[1], 0
     for i, b in enumerate(bs):
-        own = hidden if len(bs) == 1 else hidden.narrow(2, i * rank, rank)
-        weight = weights[i]
-        if not is_transposed:
-            weight = weight.t()
-        width = b.shape[2]
+        own = hidden if len(bs) == 1 else hidden.narrow(2, start, rank)
+        weight = weights[i] if is_transposed else weights[i].t()
+        start, width = start + rank, b.shape[2]
         if biases:
             y = torch.addmm(biases[i], flat, weight)
             y.view(n, -1, width).baddbmm_(own, b)
         else:
-            y = torch.bmm(own, b).view(-1, width)
-            y.addmm_(flat, weight)
-        outputs.append(y.view(*shape, width))
+            y = torch.bmm(own, b)
+            y.view(-1, width).addmm_(flat, weight)
+        outputs.append(y if is_split and not biases else y.view(*shape[:-1], width))
     return hidden, outputs
 
 
@@ -178,33 +193,34 @@ def _differentiate(
     needs_factors: bool,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients of x, of A*, and of each B*."""
-    n, rank, d_in = len(bs[0]), bs[0].shape[1], a.shape[1]
+    n, d_in, rank, start = len(bs[0]), a.shape[1], bs[0].shape[1], 0
     spread = torch.empty_like(hidden)  # gradient of `x A*`
-    flats: list[Tensor | None] = [None] * len(bs)
-    b_grads: list[Tensor | None] = [None] * len(bs)
-    for i, b in enumerate(bs):
-        grad, to, own = grads[i], spread, hidden
+    flats: list[Tensor | None] = []
+    b_grads: list[Tensor | None] = []
+    for grad, b in zip(grads, bs, strict=True):
+        to, own = spread, hidden
         if len(bs) > 1:
-            to, own = spread.narrow(2, i * rank, rank), hidden.narrow(2, i * rank, rank)
+            to, own = spread.narrow(2, start, rank), hidden.narrow(2, start, rank)
+            start += rank
         if grad is None:
             to.zero_()
+            flats.append(None)
+            b_grads.append(None)
             continue
-        width = b.shape[2]
-        flats[i] = flat_grad = grad.reshape(-1, width).contiguous()  # once for three products
-        grad = flat_grad.view(n, -1, width)
-        to.baddbmm_(grad, b.transpose(1, 2), beta=0, alpha=scale)
-        if needs_factors:
-            b_grads[i] = torch.bmm(own.transpose(1, 2), grad)
-    is_one = len(a) != n
-    wide = spread.view(1, -1, a.shape[2]) if is_one else spread
+        flat = grad.reshape(-1, b.shape[2]).contiguous()  # once for three products
+        split = flat.view(n, -1, b.shape[2])
+        to.baddbmm_(split, b.transpose(1, 2), beta=0, alpha=scale)
+        flats.append(flat)
+        b_grads.append(torch.bmm(own.transpose(1, 2), split) if needs_factors else None)
+    wide = spread if len(a) == n else spread.view(1, -1, a.shape[2])
     a_grad = x_grad = None
     if needs_factors:
         a_grad = torch.bmm(x.reshape(len(a), -1, d_in).transpose(1, 2), wide)
     if needs_x:
         x_grad = torch.bmm(wide, a.transpose(1, 2)).view(-1, d_in)
-        for flat_grad, weight in zip(flats, weights, strict=True):
-            if flat_grad is not None:
-                x_grad.addmm_(flat_grad, weight.t() if is_transposed else weight)
+        for flat, weight in zip(flats, weights, strict=True):
+            if flat is not None:
+                x_grad.addmm_(flat, weight.t() if is_transposed else weight)
         x_grad = x_grad.view(x.shape)
     return x_grad, a_grad, b_grads
 
@@ -230,77 +246,8 @@ class _Fused(torch.autograd.Function):
                 "a frozen weight has been changed in place between the forward and the backward "
                 "pass of its layer, whose gradients would be wrong. Change weights between steps."
             )
-        needs_x, needs_a = ctx.needs_input_grad[:2]
+        needs_x, needs_a, _, needs_b = ctx.needs_input_grad[:4]
         x_grad, a_grad, b_grads = _differentiate(
-            grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, needs_a
+            grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, needs_a or needs_b
         )
         return (x_grad, a_grad, None, *b_grads)
-
-
-# For compilers: the same two functions as operators of their own
-
-
-@torch.library.custom_op("polylab::routed_linears", mutates_args=())
-def _compute_op(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-) -> list[Tensor]:
-    hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
-    return [hidden, *outputs]
-
-
-@_compute_op.register_fake
-def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
-    n = len(bs[0])
-    hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
-    return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
-
-
-@torch.library.custom_op("polylab::routed_linears_backward", mutates_args=())
-def _differentiate_op(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    hidden: Tensor,
-    weights: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-    needs_x: bool,
-) -> list[Tensor]:
-    x_grad, a_grad, b_grads = _differentiate(
-        grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, True
-    )
-    made = [a_grad, *b_grads, *([x_grad] if needs_x else [])]
-    return [gradient for gradient in made if gradient is not None]
-
-
-@_differentiate_op.register_fake
-def _(grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x):  # noqa: ARG001
-    made = [a.new_empty(a.shape), *(b.new_empty(b.shape) for b in bs)]
-    return [*made, *([x.new_empty(x.shape)] if needs_x else [])]
-
-
-def _save(ctx, inputs, output) -> None:
-    x, weights, biases, a, bs, ctx.scale, ctx.is_transposed = inputs
-    ctx.counts = len(bs), len(biases)
-    ctx.save_for_backward(x, output[0], a, *bs, *weights)
-
-
-def _backward_op(ctx, grads):
-    x, hidden, a, *rest = ctx.saved_tensors
-    count, n_biases = ctx.counts
-    needs_x = ctx.needs_input_grad[0]
-    a_grad, *others = _differentiate_op(
-        grads[1:], x, hidden, rest[count:], a, rest[:count], ctx.scale, ctx.is_transposed, needs_x
-    )
-    x_grad = others[-1] if needs_x else None
-    return x_grad, [None] * count, [None] * n_biases, a_grad, others[:count], None, None
-
-
-_compute_op.register_autograd(_backward_op, setup_context=_save)

@@ -231,7 +231,8 @@ class PolyLayer(nn.Module):
     ) -> Float[Tensor, "*rows d_out"]:
         """`base(x)` and the update, the layer's place in its group being `place`."""
         p = self.dropout[self.active_adapter] if self.training else 0.0
-        y = None if args or kwargs or p else mixed.output(place, x)
+        is_own = mixed.group.bases[place] is self._modules["base_layer"]
+        y = mixed.output(place, x) if is_own and not (args or kwargs or p) else None
         if y is not None:
             return y
         y = self.base_layer(x, *args, **kwargs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from polylab.poly.combining import AverageFactors
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.layers import PolyLayer
+from polylab.poly.linears import float_dtype_of
 from polylab.poly.routers import Router
 from polylab.poly.routing import Routing
 from polylab.poly.stacks import Layout, mix
@@ -53,10 +54,11 @@ class Plan:
             self._rows[name] = places[id(router)]
         together = _together(layers, adapter_name)
         self._revisions = _revisions(layers)
-        self._together = together
-        self._stacks_a = _stacks(together, "poly_lora_A", adapter_name, self._rows)
-        singles = [(layer,) for layer in layers.values()]
-        self._stacks_b = _stacks(singles, "poly_lora_B", adapter_name, self._rows)
+        self._mixers = _mixers(together, adapter_name, self._rows)
+        self._groups = [
+            (Group([layer.base_layer for layer in layers], 1.0), layers)  # B* is scaled
+            for layers in together
+        ]
 
     @property
     def is_current(self) -> bool:
@@ -96,69 +98,62 @@ class Plan:
         change = routing.intervention
         weights = routing.weights
         assert weights is not None
-        by_layer = routing.records is not None or (change is not None and change.reweigh)
+        by_layer = routing.records is not None or bool(change is not None and change.reweigh)
         if by_layer:
             weights = torch.stack([layer_weights(x, None, routing) for x in self._layers.values()])
         a, b = {}, {}
-        for stack in self._stacks_a:
-            a |= stack.mixed(weights, by_layer=bool(by_layer))
-        for stack in self._stacks_b:
-            b |= stack.mixed(weights, by_layer=bool(by_layer))
+        for mixer in self._mixers:
+            own_a, own_b = mixer.mix(weights, by_layer=by_layer)
+            a |= own_a
+            b |= own_b
         routing.factors = {}
-        for layers in self._together:
-            bases = [layer._modules["base_layer"] for layer in layers]
-            group = Group(bases, layers[0].scaling[self._name])  # type: ignore[arg-type]
+        for group, layers in self._groups:
             mixed = Mixed(group, a[layers[0].name], [b[layer.name] for layer in layers])
             for place, layer in enumerate(layers):
                 routing.factors[layer.name] = mixed, place
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """Banks that are mixed in one product: of one shape, dtype and device.
+class _Mixer:
+    """The banks on one device.
 
     Args:
-        side: Whose they are, `poly_lora_A` or `poly_lora_B`.
         adapter_name: Of the adapter.
-        names: The first layer of each group of `members` layers.
-        banks: Where the banks of the layers are.
-        members: Layers in each group.
-        positions: Of the layers, among those of the adapter.
-        index: The rows of the layers' routers.
-        dtype: Of the result.
+        stacks: Banks of one shape: how they are to lie, where they are, and the name of the first
+            layer of each group in the stack.
+        rows: The rows of the layers' routers, through all stacks.
+        positions: The places of the layers among those of the adapter.
     """
 
-    side: str
     adapter_name: str
-    names: list[str]
-    banks: list[nn.ParameterDict]
-    members: int
-    positions: list[int]
-    index: Int64[Tensor, " layers"]
-    dtype: torch.dtype
+    stacks: list[tuple[Layout, list[nn.ParameterDict], list[str]]]
+    rows: Int64[Tensor, " layers"]
+    positions: Int64[Tensor, " layers"]
 
-    def mixed(
+    def mix(
         self, weights: Float[Tensor, "rows batch splits skills"], *, by_layer: bool
-    ) -> dict[str, Tensor]:
-        """The mixed banks of each group, side by side, by the name of its first layer.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A* of each group and B* of each layer, by the name of the (first) layer.
 
         Args:
             weights: Of each router, or of each layer.
             by_layer: Which.
         """
-        banks: list[Any] = [bank._parameters[self.adapter_name] for bank in self.banks]
-        device = self.index.device
-        if by_layer:
-            chosen = torch.stack([weights[position] for position in self.positions])
-        else:
-            chosen = weights.index_select(0, self.index.to(weights.device))
+        device, name = self.rows.device, self.adapter_name
         is_cast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if is_cast else self.dtype
+        given: list[tuple[Layout, list[Any]]] = []
+        for layout, holders, _ in self.stacks:
+            if is_cast:
+                layout = replace(layout, dtype=torch.get_autocast_dtype(device.type))
+            given.append((layout, [holder._parameters[name] for holder in holders]))
         # in the banks' own precision, whatever autocast says
         with torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
-            layout = Layout(self.members, self.side == "poly_lora_A", dtype)
-            factors = mix(chosen.to(device), banks, layout)
-        return dict(zip(self.names, factors, strict=True))
+            index = self.positions if by_layer else self.rows
+            mixed = mix(weights.to(device), index, given)
+        a, b = {}, {}
+        for (layout, _, names), factors in zip(self.stacks, mixed, strict=True):
+            (a if layout.is_a else b).update(zip(names, factors, strict=True))
+        return a, b
 
 
 def _revisions(layers: Mapping[str, PolyLayer]) -> int:
@@ -172,35 +167,37 @@ def _together(layers: Mapping[str, PolyLayer], adapter_name: str) -> list[tuple[
         alike: dict[tuple, list[PolyLayer]] = {}
         for layer in (layers[name] for name in names):
             bank, kind = layer.poly_lora_A[adapter_name], type(layer.base_layer)
-            key = (bank.shape, bank.device, layer.scaling[adapter_name], kind)
+            key = (bank.shape, bank.device, kind)
             alike.setdefault(key, []).append(layer)
         together += [tuple(group) for group in alike.values()]
     return together
 
 
-def _stacks(
-    groups: Sequence[tuple[PolyLayer, ...]], side: str, adapter_name: str, rows: Mapping[str, int]
-) -> list[_Stack]:
-    alike: dict[tuple, list[tuple[PolyLayer, ...]]] = {}
-    for group in groups:
-        bank = getattr(group[0], side)[adapter_name]
-        weight = group[0].weight
-        # the layer's input has the dtype of its weight; what enters a quantised layer is not known
-        dtype = weight.dtype if weight.is_floating_point() else bank.dtype
-        alike.setdefault((len(group), bank.shape, bank.dtype, bank.device, dtype), []).append(group)
+def _mixers(
+    together: Sequence[tuple[PolyLayer, ...]], adapter_name: str, rows: Mapping[str, int]
+) -> list[_Mixer]:
+    alike: dict[torch.device, dict[tuple, list[tuple[PolyLayer, ...]]]] = {}
+    singles = [(layer,) for group in together for layer in group]
+    for side, groups in (("poly_lora_A", together), ("poly_lora_B", singles)):
+        for group in groups:
+            bank, weight = getattr(group[0], side)[adapter_name], group[0].weight
+            # a layer's input has the dtype of its weight; what enters a quantised one is not known
+            is_plain = float_dtype_of(group[0].base_layer) == weight.dtype
+            dtype = weight.dtype if is_plain else bank.dtype
+            scale = 1.0 if side == "poly_lora_A" else group[0].scaling[adapter_name]
+            key = (side, len(group), bank.shape, bank.dtype, dtype, scale)
+            alike.setdefault(bank.device, {}).setdefault(key, []).append(group)
     position = {name: place for place, name in enumerate(rows)}
-    stacks = []
-    for (members, _, _, device, dtype), found in alike.items():
-        layers = [layer for group in found for layer in group]
-        stack = _Stack(
-            side=side,
-            adapter_name=adapter_name,
-            names=[group[0].name for group in found],
-            banks=[getattr(layer, side) for layer in layers],
-            members=members,
-            positions=[position[layer.name] for layer in layers],
-            index=torch.tensor([rows[layer.name] for layer in layers], device=device),
-            dtype=dtype,
-        )
-        stacks.append(stack)
-    return stacks
+    mixers = []
+    for device, found in alike.items():
+        stacks, names = [], []
+        for (side, members, _, _, dtype, scale), groups in found.items():
+            layers = [layer for group in groups for layer in group]
+            layout = Layout(len(layers), members, side == "poly_lora_A", dtype, scale)
+            firsts = [group[0].name for group in groups]
+            stacks.append((layout, [getattr(layer, side) for layer in layers], firsts))
+            names += [layer.name for layer in layers]
+        index = torch.tensor([rows[name] for name in names], device=device)
+        positions = torch.tensor([position[name] for name in names], device=device)
+        mixers.append(_Mixer(adapter_name, stacks, index, positions))
+    return mixers

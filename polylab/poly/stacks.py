@@ -1,4 +1,4 @@
-"""Mix the skills of many layers of one shape at once.
+"""Mix the skills of many layers at once, in stacks of one shape.
 
 The banks are stacked for the product and again for its gradients: a copy of all skills that lived
 from the forward to the backward pass would be a quarter of what their optimiser state takes.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,18 +29,22 @@ if TYPE_CHECKING or HAS_KERNELS:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the mixed banks lie in memory.
+    """How the mixed banks of one shape lie in memory.
 
     Args:
+        layers: How many there are.
         members: Layers whose A*'s lie side by side.
         is_a: Whether the banks are A's `[splits, skills, block_in, r]`, which are joined to
             `[d_in, members * r]`; or B's `[splits, skills, r, block_out]`, to `[r, d_out]`.
         dtype: Of the result.
+        scale: Of the result.
     """
 
+    layers: int
     members: int
     is_a: bool
     dtype: torch.dtype
+    scale: float = 1.0
 
     def arrange(self, mixed: Float[Tensor, "l q n x y"]) -> Tensor:
         """`[g, n, q, d, m, r]` of A's, `[l, n, r, q, d]` of B's."""
@@ -54,13 +58,13 @@ class Layout:
             return arranged.permute(0, 4, 2, 1, 3, 5).flatten(0, 1)
         return arranged.permute(0, 3, 1, 2, 4)
 
-    def empty(self, weights: Tensor, bank: Tensor) -> Tensor:
+    def empty(self, rows: int, bank: Tensor) -> Tensor:
         """Room for an arranged result."""
-        (layers, n), (q, _, x, y) = weights.shape[:2], bank.shape
+        q, _, x, y = bank.shape
         shape = (
-            (layers // self.members, n, q, x, self.members, y)
+            (self.layers // self.members, rows, q, x, self.members, y)
             if self.is_a
-            else (layers, n, x, q, y)
+            else (self.layers, rows, x, q, y)
         )
         return bank.new_empty(shape, dtype=self.dtype)
 
@@ -72,19 +76,37 @@ class Layout:
         group, n, x, q, _ = arranged.stride()
         return group, 0, n, q, x, 1
 
+    def factors(self, arranged: Tensor) -> Sequence[Float[Tensor, "batch rows columns"]]:
+        """A* of each group, or B* of each layer."""
+        joined = arranged.flatten(4).flatten(2, 3) if self.is_a else arranged.flatten(3)
+        return joined.unbind()
+
 
 def mix(
-    weights: Float[Tensor, "layers batch splits skills"], banks: Sequence[Tensor], layout: Layout
-) -> Sequence[Float[Tensor, "batch rows columns"]]:
-    """`sum_s w[l, n, q, s] bank[l, q, s]`: A* of each group of layers, or B* of each layer."""
+    weights: Float[Tensor, "routers batch splits skills"],
+    index: Int64[Tensor, " layers"],
+    stacks: Sequence[tuple[Layout, Sequence[Tensor]]],
+) -> list[Sequence[Float[Tensor, "batch rows columns"]]]:
+    """`scale * sum_s w[n, q, s] bank[q, s]`: A* of each group of layers, B* of each layer.
+
+    Args:
+        weights: Of all routers.
+        index: The router of each layer, through all stacks.
+        stacks: The banks, by shape, and how they are to lie; all on one device.
+    """
+    layouts = [layout for layout, _ in stacks]
+    banks = [bank for _, own in stacks for bank in own]
     if torch.compiler.is_compiling():
-        mixed = layout.arrange(_average(weights, torch.stack([*banks]))).to(layout.dtype)
-        mixed = mixed.contiguous()
+        chosen = weights.index_select(0, index).split([layout.layers for layout in layouts])
+        mixed = [
+            layout.arrange(_average(own * layout.scale, torch.stack([*found])))
+            .to(layout.dtype)
+            .contiguous()
+            for own, (layout, found) in zip(chosen, stacks, strict=True)
+        ]
     else:
-        mixed = _Mix.apply(weights, layout, *banks)
-    if layout.is_a:
-        return mixed.flatten(4).flatten(2, 3).unbind()
-    return mixed.flatten(3).unbind()
+        mixed = _Mix.apply(weights, index, layouts, *banks)
+    return [layout.factors(own) for layout, own in zip(layouts, mixed, strict=True)]
 
 
 def _average(weights: Tensor, stacked: Tensor) -> Float[Tensor, "l q n x y"]:
@@ -105,31 +127,62 @@ def _average_backward(
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weights, layout, *banks):  # type: ignore[override]
-        ctx.save_for_backward(weights, *banks)
-        ctx.layout = layout
-        stacked = torch.stack(banks)
-        if not _has_kernel(stacked):
-            mixed = layout.arrange(_average(weights, stacked))
-            return mixed.to(layout.dtype).contiguous()
-        out = layout.empty(weights, banks[0])
-        average_stacked(weights, stacked, strides=layout.strides(out), out=out)
-        return out
+    def forward(ctx, weights, index, layouts, *banks):  # type: ignore[override]
+        ctx.save_for_backward(weights, index, *banks)
+        ctx.layouts = layouts
+        ctx.set_materialize_grads(False)
+        mixed = []
+        for layout, own, stacked in _stacked(layouts, index, banks):
+            if _has_kernel(stacked):
+                out = layout.empty(weights.shape[1], stacked[0])
+                average_stacked(
+                    weights, own, stacked, scale=layout.scale, strides=layout.strides(out), out=out
+                )
+            else:
+                chosen = weights.index_select(0, own) * layout.scale
+                out = layout.arrange(_average(chosen, stacked))
+                out = out.to(layout.dtype).contiguous()
+            mixed.append(out)
+        return tuple(mixed)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        weights, *banks = ctx.saved_tensors
-        layout, stacked = ctx.layout, torch.stack(banks)
-        if _has_kernel(stacked):
-            grad = grad.contiguous()
-            w_grad, b_grad = average_stacked_backward(
-                grad, weights, stacked, strides=layout.strides(grad)
-            )
-        else:
-            w_grad, b_grad = _average_backward(layout.restore(grad), weights, stacked)
-        b_grads = b_grad.unbind() if ctx.needs_input_grad[2] else [None] * len(banks)
-        return (w_grad if ctx.needs_input_grad[0] else None, None, *b_grads)
+    def backward(ctx, *grads):  # type: ignore[override]
+        weights, index, *banks = ctx.saved_tensors
+        w_grads, b_grads = [], []
+        for (layout, own, stacked), grad in zip(
+            _stacked(ctx.layouts, index, banks), grads, strict=True
+        ):
+            if grad is None:
+                w_grads.append(weights.new_zeros(len(own), *weights.shape[1:]))
+                b_grads += [None] * layout.layers
+                continue
+            if _has_kernel(stacked):
+                grad = grad.contiguous()
+                w_grad, b_grad = average_stacked_backward(
+                    grad, weights, own, stacked, scale=layout.scale, strides=layout.strides(grad)
+                )
+            else:
+                chosen = weights.index_select(0, own)
+                grad = layout.restore(grad) * layout.scale
+                w_grad, b_grad = _average_backward(grad, chosen, stacked)
+            w_grads.append(w_grad)
+            b_grads += b_grad.unbind()
+        w_grad = None
+        if ctx.needs_input_grad[0]:
+            w_grad = torch.zeros_like(weights).index_add_(0, index, torch.cat(w_grads))
+        if not ctx.needs_input_grad[3]:
+            b_grads = [None] * len(banks)
+        return w_grad, None, None, *b_grads
+
+
+def _stacked(layouts: Sequence[Layout], index: Tensor, banks: Sequence[Tensor]) -> Any:
+    """Each layout with its routers and its banks, which are let go before the next."""
+    start = 0
+    for layout in layouts:
+        end = start + layout.layers
+        yield layout, index[start:end], torch.stack([*banks[start:end]])
+        start = end
 
 
 def _has_kernel(stacked: Tensor) -> bool:
