@@ -7,8 +7,10 @@ that read the same x (q, k and v) share one product with their A*'s side by side
 their gradients of x.
 
 Eager calls go through an `autograd.Function`, and spend as little as they can in Python: a small
-model waits for it. Compilers are given the plain formula (torch 2.11 would return zero gradients
-for a compiled function that changes its output in place).
+model waits for it. A compiler sees large calls as one opaque operator of the same arithmetic:
+traced, its additions in place would become passes over memory again (and torch 2.11 returns zero
+gradients for a compiled function that changes its output in place). Of small ones it is given the
+formula, whose calls cost it no Python.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 __all__ = ["Group", "Mixed"]
+
+import os
+
+_LARGE = float(os.environ.get("LARGE", 3e10))
+"""Multiplications from which on a device computes longer than Python takes to ask for it."""
 
 
 class Group:
@@ -92,28 +99,16 @@ class Group:
                 f"{rows} rows of a layer's input cannot be split among task_ids of length {n}: the "
                 "layer must see the same number of rows for every example."
             )
-        if torch.compiler.is_compiling():
-            return self._composed(x, a, bs)
         weights: list[Any] = [base._parameters["weight"] for base in self.bases]
         biases: list[Any] = [base._parameters["bias"] for base in self.bases]
         if biases[0] is None:
             biases = []
-        return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
-
-    def _composed(self, x: Tensor, a: Tensor, bs: Sequence[Tensor]) -> list[Tensor]:
-        """The formula in operators that a compiler knows, and fuses with their neighbours.
-
-        (As one opaque operator, `_Fused` gained a compiled graph nothing: the additions that it
-        does without are fused anyway, and every call of it costs Python.)
-        """
-        n = len(bs[0])
-        grouped = x.reshape(len(a), -1, x.shape[-1])
-        hidden = torch.bmm(grouped, a).reshape(n, -1, a.shape[2])
-        outputs = []
-        for base, own, b in zip(self.bases, hidden.chunk(len(bs), dim=-1), bs, strict=True):
-            y = base(x)
-            outputs.append(y + (torch.bmm(own, b) * self.scale).reshape(y.shape))
-        return outputs
+        if not torch.compiler.is_compiling():
+            return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
+        is_small = rows * sum(weight.numel() for weight in weights) < _LARGE
+        if is_small or torch.compiler.is_exporting():
+            return _compose(x, weights, biases, a, bs, self.scale, self.is_transposed)
+        return _compute_op(x, weights, biases, a, bs, self.scale, self.is_transposed)[1:]
 
 
 class Mixed:
@@ -144,6 +139,28 @@ class Mixed:
         """A* and B* of the layer at `place`."""
         rank = self.a.shape[-1] // len(self.bs)
         return self.a.narrow(-1, place * rank, rank), self.bs[place]
+
+
+def _compose(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+) -> list[Tensor]:
+    """The outputs, in operators that autograd and compilers know."""
+    n, rank = len(bs[0]), bs[0].shape[1]
+    hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a).view(n, -1, a.shape[2])
+    owns = [hidden] if len(bs) == 1 else hidden.split(rank, dim=2)
+    outputs = []
+    for i, (weight, own, b) in enumerate(zip(weights, owns, bs, strict=True)):
+        weight = weight.t() if is_transposed else weight
+        y = nn.functional.linear(x, weight, biases[i] if biases else None)
+        y = torch.baddbmm(y.view(n, -1, b.shape[2]), own, b, alpha=scale).view(y.shape)
+        outputs.append(y)
+    return outputs
 
 
 def _compute(
@@ -251,3 +268,72 @@ class _Fused(torch.autograd.Function):
             grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, needs_a or needs_b
         )
         return (x_grad, a_grad, None, *b_grads)
+
+
+# For compilers: the same two functions as operators of their own
+
+
+@torch.library.custom_op("polylab::routed_linears", mutates_args=())
+def _compute_op(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+) -> list[Tensor]:
+    hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
+    return [hidden, *outputs]
+
+
+@_compute_op.register_fake
+def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
+    n = len(bs[0])
+    hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
+    return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
+
+
+@torch.library.custom_op("polylab::routed_linears_backward", mutates_args=())
+def _differentiate_op(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    a: Tensor,
+    bs: Sequence[Tensor],
+    scale: float,
+    is_transposed: bool,
+    needs_x: bool,
+) -> list[Tensor]:
+    x_grad, a_grad, b_grads = _differentiate(
+        grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, True
+    )
+    made = [a_grad, *b_grads, *([x_grad] if needs_x else [])]
+    return [gradient for gradient in made if gradient is not None]
+
+
+@_differentiate_op.register_fake
+def _(grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x):  # noqa: ARG001
+    made = [a.new_empty(a.shape), *(b.new_empty(b.shape) for b in bs)]
+    return [*made, *([x.new_empty(x.shape)] if needs_x else [])]
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weights, biases, a, bs, ctx.scale, ctx.is_transposed = inputs
+    ctx.counts = len(bs), len(biases)
+    ctx.save_for_backward(x, output[0], a, *bs, *weights)
+
+
+def _backward_op(ctx, grads):
+    x, hidden, a, *rest = ctx.saved_tensors
+    count, n_biases = ctx.counts
+    needs_x = ctx.needs_input_grad[0]
+    a_grad, *others = _differentiate_op(
+        grads[1:], x, hidden, rest[count:], a, rest[:count], ctx.scale, ctx.is_transposed, needs_x
+    )
+    x_grad = others[-1] if needs_x else None
+    return x_grad, [None] * count, [None] * n_biases, a_grad, others[:count], None, None
+
+
+_compute_op.register_autograd(_backward_op, setup_context=_save)

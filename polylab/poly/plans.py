@@ -55,8 +55,8 @@ class Plan:
         together = _together(layers, adapter_name)
         self._revisions = _revisions(layers)
         self._mixers = _mixers(together, adapter_name, self._rows)
-        self._groups = [
-            (Group([layer.base_layer for layer in layers], 1.0), layers)  # B* is scaled
+        self._groups = [  # B* is scaled already
+            (Group([layer.base_layer for layer in layers], 1.0), [layer.name for layer in layers])
             for layers in together
         ]
 
@@ -106,11 +106,11 @@ class Plan:
             own_a, own_b = mixer.mix(weights, by_layer=by_layer)
             a |= own_a
             b |= own_b
-        routing.factors = {}
-        for group, layers in self._groups:
-            mixed = Mixed(group, a[layers[0].name], [b[layer.name] for layer in layers])
-            for place, layer in enumerate(layers):
-                routing.factors[layer.name] = mixed, place
+        factors = routing.factors = {}
+        for group, names in self._groups:
+            mixed = Mixed(group, a[names[0]], [b[name] for name in names])
+            for place, name in enumerate(names):
+                factors[name] = mixed, place
 
 
 @dataclass(frozen=True)

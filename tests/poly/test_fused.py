@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from polylab.poly.fused import Group, Mixed
+from polylab.poly import fused
+from polylab.poly.fused import Group, Mixed, _compose
 
 WIDTHS = (5, 8, 3)
 
@@ -62,7 +63,9 @@ def test_outputs_and_gradients(kind, bias, x_shape, one_a, scale, count):
     its = torch.autograd.grad(wanted, [x, a, *bs], pulls)
     for one, other in zip(mine, its, strict=True):
         torch.testing.assert_close(one, other)
-    composed = group._composed(x, a, bs)
+    biases = [layer.bias for layer in layers] if bias else []
+    weights = [layer.weight for layer in layers]
+    composed = _compose(x, weights, biases, a, bs, scale, kind is Conv1D)
     for one, other in zip(composed, wanted, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -178,7 +181,7 @@ def test_subclasses_mixed_biases_and_autocast_are_not_fused():
 
 def test_rows_that_do_not_divide():
     a, bs = factors(4)
-    with pytest.raises(ValueError, match="9 rows of a layer.s input cannot be split among"):
+    with pytest.raises(ValueError, match="cannot be split among task_ids of length 4"):
         Group(bases(nn.Linear, False), 1.0).outputs(torch.randn(9, 6, dtype=torch.float64), a, bs)
 
 
@@ -216,3 +219,40 @@ def test_outputs_are_let_go_once_read():
             mixed.output(place, x)
     assert mixed._x is None
     assert not any(left is not None for left in mixed._left)
+
+
+@pytest.mark.parametrize("large", [0, 1e30])
+@pytest.mark.parametrize("bias", [False, True])
+def test_compiled_as_one_operator_or_as_the_formula(bias, large, monkeypatch):
+    monkeypatch.setattr(fused, "_LARGE", large)
+    layers = bases(nn.Linear, bias)
+    a, bs = factors(2)
+    group = Group(layers, 0.5)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(x, a, bs):
+        return group.outputs(x, a, bs)
+
+    wanted = torch.autograd.grad([y.square().sum() for y in run(x, a, bs)], [x, a, *bs])
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append("routed_linears" in graph.code)
+        return graph
+
+    for backend_ in (backend, "aot_eager"):
+        torch._dynamo.reset()
+        outputs = torch.compile(run, fullgraph=True, backend=backend_)(x, a, bs)
+        found = torch.autograd.grad([y.square().sum() for y in outputs], [x, a, *bs])
+        for mine, its in zip(found, wanted, strict=True):
+            torch.testing.assert_close(mine, its)
+    assert graphs == [large == 0]
+
+
+@pytest.mark.parametrize("needs_x", [True, False])
+def test_the_operators_keep_torchs_rules(needs_x):
+    weights = [layer.weight for layer in bases(nn.Linear, False)]
+    a, bs = factors(2)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=needs_x)
+    given = (x, weights, [], a, bs, 0.5, False)
+    torch.library.opcheck(torch.ops.polylab.routed_linears, given)
