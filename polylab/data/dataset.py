@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from polylab.data.encoding import TextEncoder, Tokens
+from polylab.data.example import Example
 from polylab.data.prompts import render_input
 from polylab.data.sampling import Key
-from polylab.data.tasks import Example
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Literal, get_args
 
-from polylab.data.tasks import SPLITS, Example, TaskCollection, quote
+from polylab.data.example import Example
+from polylab.data.tasks import SPLITS, TaskCollection, quote
 
 Prompt = Literal["none", "name", "instruction"]
 
