@@ -69,9 +69,19 @@ class ExampleTable(Sequence[Example]):
         """The input of a row, without the rest of it."""
         return self._inputs[row]
 
+    def all_instructed(self) -> bool:
+        """Whether every example has an instruction."""
+        given = 0 if self._instructions is None else len(self._instructions.texts)
+        return given == len(self)
+
     def target_at(self, row: int) -> str:
         """The target of a row, without the rest of it."""
         return self._targets[row]
+
+
+def as_table(examples: Sequence[Example]) -> ExampleTable:
+    """The examples as a table; one that is a table already is not copied."""
+    return examples if isinstance(examples, ExampleTable) else ExampleTable(examples)
 
 
 class _Texts:

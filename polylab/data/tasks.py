@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from polylab.data.example import Example
-from polylab.data.table import ExampleTable
+from polylab.data.table import as_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,7 +37,7 @@ class TaskData:
 
     def compact(self) -> TaskData:
         """The same examples in tables, which take a fraction of the memory of lists."""
-        return TaskData(self.name, *(_table(self.split(split)) for split in SPLITS))
+        return TaskData(self.name, *(as_table(self.split(split)) for split in SPLITS))
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,33 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
+def check_saved_names(saved: Sequence[str], names: Sequence[str]) -> None:
+    """Accept names of a checkpoint whose ids are those of `names`, which may go on.
+
+    Raises:
+        ValueError: If an id would mean another task.
+    """
+    if list(names[: len(saved)]) != list(saved):
+        raise ValueError(
+            f"the checkpoint has the tasks {quote(saved)} and the data {quote(names)} · ids must "
+            "stay · use the same data, or start a new run with init_from=."
+        )
+
+
+def check_trainable(sizes: Mapping[str, int]) -> None:
+    """Accept tasks that all have training examples.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    untrained = [name for name, size in sizes.items() if size == 0]
+    if untrained:
+        raise ValueError(
+            f"no training examples in {quote(untrained)} · every task needs at least one to train "
+            "· leave these tasks out."
+        )
+
+
 def skill_matrix(
     skills: Mapping[str, Sequence[str]], task_names: Sequence[str]
 ) -> tuple[Bool[Tensor, "tasks skills"], list[str]]:
@@ -132,7 +159,3 @@ def quote(names: Sequence[str], limit: int = 20) -> str:
     """The names in quotes, at most `limit` of them, with the number of the rest."""
     shown = ", ".join(repr(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _table(examples: Sequence[Example]) -> ExampleTable:
-    return examples if isinstance(examples, ExampleTable) else ExampleTable(examples)

@@ -60,7 +60,7 @@ def _rows(n: int) -> list[Example]:
 
 
 def test_a_table_takes_little_more_than_its_text() -> None:
-    """Offsets of 8 bytes: input, target, the two options and their tuple; and what buffers spare."""
+    """Offsets of 8 bytes: input, target, two options and their tuple; and what buffers spare."""
     gc.collect()
     tracemalloc.start()
     try:
