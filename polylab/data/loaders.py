@@ -29,7 +29,7 @@ class ResumableLoader(StatefulDataLoader[Any]):
         """
         super().load_state_dict({**state_dict, "_iterator_finished": False})
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The batches; workers begin with them now."""
         batches = super().__iter__()
         return Receiver(batches) if self.num_workers else batches
