@@ -125,6 +125,19 @@ def test_like_lengths_in_any_order_of_batches() -> None:
     assert _indices(list(sampler)) == _indices(list(sampler))
 
 
+def test_no_two_windows_are_shuffled_alike() -> None:
+    lengths = _Lengths()
+    lengths.known[:] = 5
+    rows = np.arange(96)
+    orders = [
+        tuple((part - 48 * (first > 0)).tolist())
+        for key in ((0, 0), (0, 1), (1, 0))
+        for first, part in Grouping(lengths, 6).windows(rows, batch_size=8, step=0, key=key)
+    ]
+    assert len(set(orders)) == 6
+    assert all(sorted(order) == list(range(48)) for order in orders)
+
+
 @pytest.mark.parametrize("runs_beside", [False, True])
 @pytest.mark.parametrize("stop", [1, 6, 13, 56, 57])
 def test_continuation(stop: int, runs_beside: bool) -> None:
