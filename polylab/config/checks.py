@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "data.test_examples_per_task": _COUNT,
     "data.steps_per_epoch": _COUNT,
     "data.num_workers": _NOT_NEGATIVE,
+    "data.group_by_length": _COUNT,
     "module.max_new_tokens": _COUNT,
     "module.num_beams": _COUNT,
     "trainer.max_steps": _STEPS,

@@ -85,6 +85,7 @@ class DataSchema:
     test_examples_per_task: int | None = None
     known_tasks: list[str] = field(default_factory=list)
     num_workers: int = 0
+    group_by_length: int | None = None
 
 
 @dataclass

@@ -14,13 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from polylab.data.collate import Collator
-from polylab.data.dataset import EncodedExamples
+from polylab.data.dataset import EncodedExamples, length_grouping
 from polylab.data.encoding import TextEncoder, padding_id
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
-    Key,
     MixtureBatchSampler,
     check_counts,
     mixing_probabilities,
@@ -31,7 +30,8 @@ from polylab.data.tasks import (
     TaskCollection,
     TaskData,
     TaskSource,
-    quote,
+    check_saved_names,
+    check_trainable,
     skill_matrix,
 )
 
@@ -63,6 +63,8 @@ class DataModule(LightningDataModule):
         known_tasks: Names that have ids already, in their order; new names follow.
         seed: Of the order and of the evaluation subsets.
         num_workers: Loader processes.
+        group_by_length: Fill training batches with examples of like lengths, of this many batches
+            or more at a time; None leaves them as drawn.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -88,6 +90,7 @@ class DataModule(LightningDataModule):
         known_tasks: Sequence[str] = (),
         seed: int = 0,
         num_workers: int = 0,
+        group_by_length: int | None = None,
     ) -> None:
         super().__init__()
         check_prompt(prompt)
@@ -96,9 +99,11 @@ class DataModule(LightningDataModule):
             eval_batch_size=eval_batch_size,
             eval_examples_per_task=eval_examples_per_task,
             test_examples_per_task=test_examples_per_task,
+            group_by_length=group_by_length,
         )
         slice_size(batch_size, world_size=1, accumulate=1)
-        mixing_probabilities([1], temperature=float(temperature))
+        self._temperature = float(temperature)
+        mixing_probabilities([1], temperature=self._temperature)
         self._source = source
         self._encoder = TextEncoder(
             tokenizer,
@@ -112,7 +117,6 @@ class DataModule(LightningDataModule):
         self._is_encoder_decoder = is_encoder_decoder
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size or batch_size
-        self._temperature = float(temperature)
         self._prompt = prompt
         self._steps_per_epoch = steps_per_epoch
         self._limits = {
@@ -123,6 +127,7 @@ class DataModule(LightningDataModule):
         self._known_tasks = list(known_tasks)
         self._seed = seed
         self._num_workers = num_workers
+        self._group_by_length = group_by_length
         self._was_noted = False
 
     @cached_property
@@ -183,12 +188,8 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: If a task has no training examples.
         """
-        untrained = [name for name, size in self.sizes.items() if size == 0]
-        if untrained:
-            raise ValueError(
-                f"no training examples in {quote(untrained)} · every task needs at least one to "
-                "train · leave these tasks out."
-            )
+        check_trainable(self.sizes)
+        dataset = self._dataset("train", with_texts=False)
         sampler = MixtureBatchSampler(
             list(self.sizes.values()),
             batch_size=self._batch_size,
@@ -199,9 +200,15 @@ class DataModule(LightningDataModule):
             world_size=self._world_size,
             accumulate=self._accumulate,
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+            grouping=length_grouping(
+                dataset,
+                self._group_by_length,
+                joined=not self._is_encoder_decoder,
+                with_ids=self._num_workers == 0,  # else the workers make them
+            ),
         )
         return training_loader(
-            self._dataset("train"),
+            dataset,
             sampler,
             collator=self._collator(evaluation=False),
             num_workers=self._num_workers,
@@ -221,7 +228,13 @@ class DataModule(LightningDataModule):
 
         `rows` of its batches number the evaluated examples, task by task in order of the names.
         """
-        order = self._evaluation_order(split)
+        tasks = self._tasks_with(split)
+        order = evaluation_order(
+            [[len(example.input) for example in task.split(split)] for task in tasks],
+            names=[task.name for task in tasks],
+            limit=self._limits[split],
+            seed=self._seed,
+        )
         if not order:
             return []
         sampler = EvaluationBatchSampler(
@@ -248,12 +261,7 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: If an id would mean another task.
         """
-        saved = state_dict["task_names"]
-        if self.task_names[: len(saved)] != saved:
-            raise ValueError(
-                f"the checkpoint has the tasks {quote(saved)} and the data {quote(self.task_names)}"
-                " · ids must stay · use the same data, or start a new run with init_from=."
-            )
+        check_saved_names(state_dict["task_names"], self.task_names)
 
     @property
     def _rank(self) -> int:
@@ -270,7 +278,7 @@ class DataModule(LightningDataModule):
     def _tasks_with(self, split: str) -> list[TaskData]:
         return [task for task in self.collection.tasks if task.split(split)]
 
-    def _dataset(self, split: str) -> EncodedExamples:
+    def _dataset(self, split: str, *, with_texts: bool = True) -> EncodedExamples:
         tasks = self._tasks_with(split)
         ids = {name: i for i, name in enumerate(self.task_names)}
         return EncodedExamples(
@@ -279,15 +287,7 @@ class DataModule(LightningDataModule):
             task_ids=[ids[task.name] for task in tasks],
             encoder=self._encoder,
             prompt=self._prompt,
-        )
-
-    def _evaluation_order(self, split: str) -> list[Key]:
-        tasks = self._tasks_with(split)
-        return evaluation_order(
-            [[len(example.input) for example in task.split(split)] for task in tasks],
-            names=[task.name for task in tasks],
-            limit=self._limits[split],
-            seed=self._seed,
+            with_texts=with_texts,
         )
 
     def _collator(self, *, evaluation: bool) -> Collator:

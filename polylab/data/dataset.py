@@ -1,28 +1,51 @@
-"""Examples by index, encoded when first needed and kept."""
+"""Examples by index, encoded when first needed and kept for a while."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from zlib import crc32
 
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
 from torch.utils.data import Dataset
 
 from polylab.data.encoding import TextEncoder, Tokens
+from polylab.data.example import Example
+from polylab.data.grouping import Grouping
 from polylab.data.prompts import render_input
 from polylab.data.sampling import Key
-from polylab.data.tasks import Example
+from polylab.data.table import ExampleTable, as_table
+from polylab.data.tokens import MAX_TOKENS, Pair, TokenCache
+
+_CHUNK = 1024  # texts per call of the tokenizer
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """An example as the collator takes it; `row` is its position in the global batch."""
+    """An example as the collator takes it; `row` is its position in the global batch.
 
-    text: str
-    references: tuple[str, ...]
+    `text` and `references` are empty unless the dataset is one with texts.
+    """
+
     task_id: int
     row: int
     input_ids: Tokens
     target_ids: Tokens
+    text: str = ""
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Lengths of some examples and, where they were wanted, their ids."""
+
+    indices: list[int]
+    lengths: Int32[ndarray, "examples 2"]
+    pairs: list[Pair]
 
 
 class EncodedExamples(Dataset[EncodedExample]):
@@ -34,6 +57,8 @@ class EncodedExamples(Dataset[EncodedExample]):
         task_ids: Per task.
         encoder: Makes the token ids.
         prompt: What of the task the input carries.
+        with_texts: Whether items have what only evaluation reads.
+        max_tokens: Token ids to keep in memory.
     """
 
     def __init__(
@@ -44,56 +69,158 @@ class EncodedExamples(Dataset[EncodedExample]):
         task_ids: Sequence[int],
         encoder: TextEncoder,
         prompt: str,
+        with_texts: bool = True,
+        max_tokens: int = MAX_TOKENS,
     ) -> None:
-        self._examples = [example for task in examples for example in task]
-        self._tasks = [i for i, task in enumerate(examples) for _ in task]
+        self._tables = [as_table(task) for task in examples]
+        self._ends = [*accumulate(map(len, self._tables))]
         self._task_names = list(task_names)
         self._task_ids = list(task_ids)
         self._encoder = encoder
         self._prompt = prompt
-        self._encoded: list[tuple[Tokens, Tokens] | None] = [None] * len(self._examples)
+        self._with_texts = with_texts
+        self._cache = TokenCache(len(self), max_tokens=max_tokens)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, key: Key) -> EncodedExample:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[EncodedExample]:
-        """A batch at once, so that the tokenizer is called once for what it has not seen yet."""
-        missing = sorted({index for index, _ in keys if self._encoded[index] is None})
-        if missing:
-            inputs = self._encoder.encode_inputs([self.text(index) for index in missing])
-            targets = self._encoder.encode_targets([self._examples[i].target for i in missing])
-            for index, pair in zip(missing, zip(inputs, targets, strict=True), strict=True):
-                self._encoded[index] = pair
-        return [self._item(index, row) for index, row in keys]
+        """A batch at once, so that the tokenizer is called once for what is not in the cache."""
+        pairs = {index: self._cache.get(index) for index, _ in keys}
+        missing = sorted(index for index, pair in pairs.items() if pair is None)
+        for index, pair in zip(missing, self._encode(missing), strict=True):
+            self._cache.put(index, pair)
+            pairs[index] = pair
+        return [self._item(index, row, pairs[index]) for index, row in keys]
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether `measure` in a thread leaves the others alone."""
+        return self._encoder.runs_beside
 
     def text(self, index: int) -> str:
         """The rendered input."""
-        return render_input(
-            self._examples[index],
-            task_name=self._task_names[self._tasks[index]],
-            prompt=self._prompt,
-        )
+        task, table, row = self._locate(index)
+        if self._prompt == "none":
+            return table.input_at(row)  # the rest of the example is not needed
+        return render_input(table[row], task_name=self._task_names[task], prompt=self._prompt)
+
+    def target(self, index: int) -> str:
+        """The target that is trained on."""
+        _, table, row = self._locate(index)
+        return table.target_at(row)
 
     def truncated(self, *, sample: int) -> tuple[float, float]:
         """Share of about `sample` evenly spaced examples whose input, and whose target, is cut."""
         cuts = [
-            self._encoder.is_truncated(self.text(i), self._examples[i].target)
-            for i in range(0, len(self), max(1, len(self) // sample))
+            self._encoder.is_truncated(self.text(i), self.target(i)) for i in self._some(sample)
         ]
         n = max(1, len(cuts))
         return sum(cut for cut, _ in cuts) / n, sum(cut for _, cut in cuts) / n
 
-    def _item(self, index: int, row: int) -> EncodedExample:
-        encoded = self._encoded[index]
-        assert encoded is not None
-        return EncodedExample(
-            text=self.text(index),
-            references=self._examples[index].references,
-            task_id=self._task_ids[self._tasks[index]],
-            row=row,
-            input_ids=encoded[0],
-            target_ids=encoded[1],
-        )
+    def lengths(self, indices: Sequence[int]) -> Int32[ndarray, "examples 2"]:
+        """Tokens of inputs and of targets, of examples that were measured or encoded before."""
+        return self._cache.lengths[indices]
+
+    def measure(self, indices: Sequence[int], *, with_ids: bool) -> Measured:
+        """The lengths, and the ids, of those that lack them; nothing here changes.
+
+        So it may run in a thread; `keep` then takes the result.
+        """
+        known = self._cache.holds(indices, ids=with_ids)
+        missing = sorted({index for index, has in zip(indices, known, strict=True) if not has})
+        pairs: list[Pair] = []
+        lengths = [np.zeros((0, 2), dtype=np.int32)]
+        for first in range(0, len(missing), _CHUNK):
+            chunk = missing[first : first + _CHUNK]
+            if with_ids:
+                pairs.extend(self._encode(chunk))
+            else:
+                lengths.append(self._encoder.count(*self._texts(chunk)))
+        if with_ids:
+            lengths.append(np.array([(len(x), len(y)) for x, y in pairs], np.int32).reshape(-1, 2))
+        return Measured(missing, np.concatenate(lengths), pairs)
+
+    def keep(self, measured: Measured) -> None:
+        """Take what `measure` found."""
+        self._cache.put_lengths(measured.indices, measured.lengths)
+        for index, pair in zip(measured.indices, measured.pairs, strict=False):
+            self._cache.put(index, pair)
+
+    def fingerprint(self) -> int:
+        """A number that changes with the tokenizer, its budgets, the prompt or the texts."""
+        some = self._some(256)
+        return crc32(self._encoder.count(*self._texts(some)).tobytes())
+
+    def _some(self, number: int) -> range:
+        return range(0, len(self), max(1, len(self) // number))
+
+    def _locate(self, index: int) -> tuple[int, ExampleTable, int]:
+        task = bisect_right(self._ends, index)
+        table = self._tables[task]
+        return task, table, index - self._ends[task] + len(table)
+
+    def _texts(self, indices: Sequence[int]) -> tuple[list[str], list[str]]:
+        return [*map(self.text, indices)], [*map(self.target, indices)]
+
+    def _encode(self, indices: Sequence[int]) -> list[Pair]:
+        if not indices:
+            return []
+        inputs, targets = self._texts(indices)
+        return [
+            *zip(
+                self._encoder.encode_inputs(inputs),
+                self._encoder.encode_targets(targets),
+                strict=True,
+            )
+        ]
+
+    def _item(self, index: int, row: int, pair: Pair | None) -> EncodedExample:
+        assert pair is not None
+        task, table, position = self._locate(index)
+        item = EncodedExample(self._task_ids[task], row, *pair)
+        if not self._with_texts:
+            return item
+        return replace(item, text=self.text(index), references=table[position].references)
+
+
+class TokenLengths:
+    """The lengths of a dataset's examples, for grouping.
+
+    Args:
+        dataset: Of the examples.
+        joined: Whether input and target are one row, as for a decoder-only model.
+        with_ids: Whether this process encodes the examples too, and should do so only once.
+    """
+
+    def __init__(self, dataset: EncodedExamples, *, joined: bool, with_ids: bool) -> None:
+        self._dataset = dataset
+        self._joined = joined
+        self._with_ids = with_ids
+        self.runs_beside = dataset.runs_beside
+
+    def measure(self, indices: Sequence[int]) -> Measured:
+        """What is not known yet; nothing changes."""
+        return self._dataset.measure(indices, with_ids=self._with_ids)
+
+    def lengths(self, indices: Sequence[int], measured: Measured) -> Int32[ndarray, "rows sides"]:
+        """Take what was measured and give the lengths of all."""
+        self._dataset.keep(measured)
+        lengths = self._dataset.lengths(indices)
+        return lengths.sum(axis=1, keepdims=True, dtype=np.int32) if self._joined else lengths
+
+    def fingerprint(self) -> int:
+        """The dataset's."""
+        return self._dataset.fingerprint()
+
+
+def length_grouping(
+    dataset: EncodedExamples, window: int | None, *, joined: bool, with_ids: bool
+) -> Grouping | None:
+    """Groups of `window` batches of the dataset's examples; None for None."""
+    if window is None:
+        return None
+    return Grouping(TokenLengths(dataset, joined=joined, with_ids=with_ids), window)

@@ -10,6 +10,8 @@ from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
+from polylab.data.tokenizing import BareTokenizer
+
 Tokens = Int32[ndarray, " _"]  # anonymous: sequences of one list differ in length
 
 
@@ -48,7 +50,7 @@ class TextEncoder:
             raise ValueError(
                 f"data.keep_input={keep_input!r} · valid: end, start · choose one of them."
             )
-        self._tokenizer = tokenizer
+        self._tokenize = BareTokenizer(tokenizer)
         self._eos = end_id(tokenizer)
         self._prefix, suffix = special_tokens(tokenizer)
         self._suffix = suffix if is_encoder_decoder else self._tokenize([separator])[0]
@@ -77,15 +79,26 @@ class TextEncoder:
         """Token ids of every target, with the end-of-sequence token."""
         return [_array([*ids[: self._target_room], self._eos]) for ids in self._tokenize(texts)]
 
+    def count(self, inputs: Sequence[str], targets: Sequence[str]) -> Int32[ndarray, "texts 2"]:
+        """Lengths of what `encode_inputs` and `encode_targets` would give, without the ids."""
+        around = len(self._prefix) + len(self._suffix)
+        lengths = [
+            (max(1, min(n_input, self._input_room) + around), min(n_target, self._target_room) + 1)
+            for n_input, n_target in zip(
+                self._tokenize.count(inputs), self._tokenize.count(targets), strict=True
+            )
+        ]
+        return np.asarray(lengths, dtype=np.int32).reshape(-1, 2)
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether encoding in a thread leaves the others alone (a fast tokenizer in Rust)."""
+        return self._tokenize.is_fast
+
     def is_truncated(self, text: str, target: str) -> tuple[bool, bool]:
         """Whether the input, and whether the target, exceeds its budget."""
         ids, target_ids = self._tokenize([text, target])
         return len(ids) > self._input_room, len(target_ids) > self._target_room
-
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]  # type: ignore[return-value]
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

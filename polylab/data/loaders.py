@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples
 from polylab.data.evaluation import EvaluationBatchSampler
 from polylab.data.sampling import MixtureBatchSampler
+from polylab.data.transport import Receiver, Sender
 
 
 class ResumableLoader(StatefulDataLoader[Any]):
@@ -26,6 +28,11 @@ class ResumableLoader(StatefulDataLoader[Any]):
         fetch ahead each time: an epoch would be lost.
         """
         super().load_state_dict({**state_dict, "_iterator_finished": False})
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The batches; workers begin with them now."""
+        batches = super().__iter__()
+        return Receiver(batches) if self.num_workers else batches
 
 
 def training_loader(
@@ -42,7 +49,7 @@ def training_loader(
         return ResumableLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=collator,
+            collate_fn=Sender(collator) if num_workers else collator,
             **_process_arguments(num_workers, seed),
         )
 

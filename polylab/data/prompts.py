@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Literal, get_args
 
-from polylab.data.tasks import SPLITS, Example, TaskCollection, quote
+from polylab.data.example import Example
+from polylab.data.table import as_table
+from polylab.data.tasks import SPLITS, TaskCollection, quote
 
 Prompt = Literal["none", "name", "instruction"]
 
@@ -45,7 +47,7 @@ def check_instructions(collection: TaskCollection) -> None:
     missing = [
         task.name
         for task in collection.tasks
-        if any(example.instruction is None for s in SPLITS for example in task.split(s))
+        if not all(as_table(task.split(s)).all_instructed() for s in SPLITS)
     ]
     if missing:
         raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polylab.data.tasks import Example
+from polylab.data.example import Example
 
 KEYS = ("input", "target", "references", "options", "instruction")
 ROW_FORM = '{"input": "...", "target": "..."}'

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch.utils.data import Sampler
 
+from polylab.data.grouping import Grouping
+
 Key = tuple[int, int]
 """(index of the example, row in the global batch)."""
 
@@ -105,6 +107,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         world_size: Number of processes.
         accumulate: Micro-batches per optimiser step.
         reshuffle: False repeats epoch 0 for ever (to overfit some batches).
+        grouping: Puts rows of like lengths into a batch; without it they come as drawn.
 
     Raises:
         ValueError: If a size is below 1, `batch_size` cannot be cut into equal slices, or
@@ -123,6 +126,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         world_size: int = 1,
         accumulate: int = 1,
         reshuffle: bool = True,
+        grouping: Grouping | None = None,
     ) -> None:
         self.local_size = slice_size(batch_size, world_size=world_size, accumulate=accumulate)
         check_counts(steps_per_epoch=steps_per_epoch)
@@ -133,6 +137,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         self.steps = steps_per_epoch or -(-sum(self.sizes) // batch_size)
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.reshuffle = reshuffle
+        self.grouping = grouping
         self.epoch = -1
         self.position = 0
         self._resumes = False
@@ -147,10 +152,12 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             self.epoch += 1
             self.position = 0
         self._resumes = False
-        rows = self._plan().rows(self.epoch if self.reshuffle else 0)
-        for position in range(self.position, len(self)):
-            self.position = position + 1
-            yield self._slice(rows, position)
+        for first, rows in self._windows(self.epoch if self.reshuffle else 0):
+            start = first * self.accumulate
+            end = start + len(rows) // self.batch_size * self.accumulate
+            for position in range(max(start, self.position), end):
+                self.position = position + 1
+                yield self._slice(rows, position - start)
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on, and what the order depends on; plain numbers only."""
@@ -169,9 +176,9 @@ class MixtureBatchSampler(Sampler[list[Key]]):
                 rows seen are no whole number of batches here.
         """
         changed = [
-            f"{key} was {_short(state[key])} and is {_short(value)}"
+            f"{key} was {_short(state.get(key))} and is {_short(value)}"
             for key, value in self._fixed().items()
-            if state[key] != value
+            if state.get(key) != value  # states of older versions lack what was not there
         ]
         if changed:
             raise ValueError(
@@ -194,7 +201,21 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             "batch_size": self.batch_size,
             "temperature": self.temperature,
             "steps_per_epoch": self.steps,
+            "group_by_length": self.grouping and self.grouping.window,
+            "token_lengths": self.grouping and self.grouping.fingerprint,
         }
+
+    def _windows(self, epoch: int) -> Iterator[tuple[int, Int64[ndarray, " rows"]]]:
+        # the first step and the rows of every part of the epoch that is not over
+        rows = self._plan().rows(epoch)
+        if self.grouping is None:
+            return iter([(0, rows)])
+        return self.grouping.windows(
+            rows,
+            batch_size=self.batch_size,
+            step=self.position // self.accumulate,
+            key=(self.seed, epoch, 3),
+        )
 
     def _plan(self) -> MixturePlan:
         return MixturePlan(

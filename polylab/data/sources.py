@@ -6,8 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
+from polylab.data.example import Example
 from polylab.data.prompts import choose_paraphrase
 from polylab.data.rows import RowReport, join_instruction, read_examples
 from polylab.data.splitting import (
@@ -19,7 +21,7 @@ from polylab.data.splitting import (
     split_text,
     without_held_out,
 )
-from polylab.data.tasks import Example, TaskCollection, TaskData, quote
+from polylab.data.tasks import TaskCollection, TaskData, quote
 
 SUFFIX = ".jsonl"
 ON_EMPTY = ("error", "skip")
@@ -43,6 +45,46 @@ class _Notes:
             + ")"
             for what, counts in self.counts.items()
         ]
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What the files of `validation/` and `test/` hold, by task, and the pairs of all of them."""
+
+    validation: dict[str, list[Example]]
+    test: dict[str, list[Example]]
+    pairs: set[tuple[str, str]]
+    test_pairs: set[tuple[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path, files: dict[str, Path], notes: _Notes) -> _HeldOut:
+        validation, test = (
+            {
+                name: _read(path, f"{split}/{name}", notes)
+                for name, path in _held_out_files(folder / split, files).items()
+            }
+            for split in HELD_OUT
+        )
+        test_pairs = pairs_of(chain.from_iterable(test.values()))
+        pairs = test_pairs | pairs_of(chain.from_iterable(validation.values()))
+        return cls(validation, test, pairs, test_pairs)
+
+    def removed_from(self, task: TaskData, notes: _Notes) -> TaskData:
+        """The task with its held-out rows, and without them among those to train on."""
+        given, test = self.validation.get(task.name, []), self.test.get(task.name, [])
+        validation = without_held_out(given, test, self.test_pairs)
+        train = without_held_out(task.train, [*given, *test], self.pairs)
+        notes.add(
+            "training rows that occur in a validation or test file, removed",
+            task.name,
+            len(task.train) - len(train),
+        )
+        notes.add(
+            "validation rows that occur in a test file, removed",
+            task.name,
+            len(given) - len(validation),
+        )
+        return TaskData(task.name, train, validation, test)
 
 
 @dataclass(frozen=True)
@@ -88,31 +130,24 @@ class JsonlFolder:
         """
         folder = Path(self.path)
         notes = _Notes()
-        tasks = _remove_held_out(self._read_tasks(folder, notes), notes)
-        skipped = self._refuse_empty([task for task in tasks if not task.train], folder)
-        tasks = [self._finish(task, folder, notes) for task in tasks if task.train]
-        _add_instructions(tasks, folder / "instructions.json")
+        files = task_files(folder)
+        held_out = _HeldOut.read(folder, files, notes)
+        instructions = _read_instructions(folder / "instructions.json")
+        tasks: list[TaskData] = []
+        empty: list[str] = []
+        for name, path in files.items():  # one at a time: no task's rows but its own are objects
+            task = held_out.removed_from(TaskData(name, _read(path, name, notes)), notes)
+            if task.train:
+                task = self._finish(task, folder, notes)
+                tasks.append(_instructed(task, instructions.get(name, [])).compact())
+            else:
+                empty.append(name)
+        skipped = self._refuse_empty(empty, folder)
         return TaskCollection(tasks, notes=(*skipped, *notes.sentences(), *_missing_splits(tasks)))
 
-    def _read_tasks(self, folder: Path, notes: _Notes) -> list[TaskData]:
-        files = task_files(folder)
-        held_out = {split: _held_out_files(folder / split, files) for split in HELD_OUT}
-        return [
-            TaskData(
-                name,
-                train=_read(path, name, notes),
-                **{
-                    split: _read(paths[name], f"{split}/{name}", notes) if name in paths else []
-                    for split, paths in held_out.items()
-                },
-            )
-            for name, path in files.items()
-        ]
-
-    def _refuse_empty(self, empty: Sequence[TaskData], folder: Path) -> list[str]:
-        if not empty:
+    def _refuse_empty(self, names: Sequence[str], folder: Path) -> list[str]:
+        if not names:
             return []
-        names = [task.name for task in empty]
         if self.on_empty == "skip" and len(names) < len(task_files(folder)):
             return [f"tasks without usable rows, skipped: {', '.join(names)}"]
         everything = " (that is every task)" if len(names) == len(task_files(folder)) else ""
@@ -186,27 +221,6 @@ def _read(path: Path, name: str, notes: _Notes) -> list[Example]:
     return report.examples
 
 
-def _remove_held_out(tasks: Sequence[TaskData], notes: _Notes) -> list[TaskData]:
-    pairs = pairs_of(e for task in tasks for e in (*task.validation, *task.test))
-    test_pairs = pairs_of(e for task in tasks for e in task.test)
-    cleaned = []
-    for task in tasks:
-        validation = without_held_out(task.validation, task.test, test_pairs)
-        train = without_held_out(task.train, [*task.validation, *task.test], pairs)
-        notes.add(
-            "training rows that occur in a validation or test file, removed",
-            task.name,
-            len(task.train) - len(train),
-        )
-        notes.add(
-            "validation rows that occur in a test file, removed",
-            task.name,
-            len(task.validation) - len(validation),
-        )
-        cleaned.append(replace(task, train=train, validation=validation))
-    return cleaned
-
-
 def _missing_splits(tasks: Sequence[TaskData]) -> list[str]:
     return [
         f"tasks without a {split} split of their own: {', '.join(missing)}"
@@ -215,34 +229,25 @@ def _missing_splits(tasks: Sequence[TaskData]) -> list[str]:
     ]
 
 
-def _map_splits(task: TaskData, change: Callable[[list[Example]], list[Example]]) -> TaskData:
+def _map_splits(
+    task: TaskData, change: Callable[[Sequence[Example]], Sequence[Example]]
+) -> TaskData:
     return TaskData(task.name, change(task.train), change(task.validation), change(task.test))
 
 
-def _add_instructions(tasks: list[TaskData], path: Path) -> None:
-    if not path.is_file():
-        return
-    paraphrases = _read_instructions(path)
+def _instructed(task: TaskData, paraphrases: list[str]) -> TaskData:
+    def instruct(example: Example) -> Example:
+        if example.instruction is not None:
+            return example
+        chosen = choose_paraphrase(paraphrases, split_text(example))
+        return replace(example, instruction=join_instruction(chosen, example.input))
 
-    def instruct(examples: list[Example], choices: list[str]) -> list[Example]:
-        return [
-            example
-            if example.instruction is not None
-            else replace(
-                example,
-                instruction=join_instruction(
-                    choose_paraphrase(choices, split_text(example)), example.input
-                ),
-            )
-            for example in examples
-        ]
-
-    for position, task in enumerate(tasks):
-        if choices := paraphrases.get(task.name):
-            tasks[position] = _map_splits(task, lambda e, c=choices: instruct(e, c))
+    return _map_splits(task, lambda rows: [*map(instruct, rows)]) if paraphrases else task
 
 
 def _read_instructions(path: Path) -> dict[str, list[str]]:
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
-from polylab.data.tasks import Example, TaskData
+from polylab.data.example import Example
+from polylab.data.tasks import TaskData
 
 Side = Literal["train", "validation", "test"]
 
@@ -46,19 +47,18 @@ def split_task(
     Tiny is one with fewer than `min_inputs` distinct inputs. Rows with the same input stay
     together, so that their targets stay each other's references.
     """
-    if len({split_text(example) for example in task.train}) < min_inputs:
+    texts = [split_text(example) for example in task.train]
+    if len(set(texts)) < min_inputs or validation_share == test_share == 0:
         return task
     sides: dict[Side, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example in task.train:
-        side = side_of(
-            split_text(example), validation_share=validation_share, test_share=test_share
-        )
+    for example, text in zip(task.train, texts, strict=True):
+        side = side_of(text, validation_share=validation_share, test_share=test_share)
         sides[side].append(example)
     return TaskData(
         task.name,
         train=sides["train"],
-        validation=task.validation + sides["validation"],
-        test=task.test + sides["test"],
+        validation=[*task.validation, *sides["validation"]],
+        test=[*task.test, *sides["test"]],
     )
 
 
@@ -79,14 +79,13 @@ def share_references(examples: Sequence[Example]) -> list[Example]:
     for example in examples:
         answers.setdefault((example.instruction, example.input), []).extend(example.references)
     return [
-        replace(
-            example,
-            references=tuple(
-                dict.fromkeys((example.target, *answers[example.instruction, example.input]))
-            ),
-        )
-        for example in examples
+        _referring(example, answers[example.instruction, example.input]) for example in examples
     ]
+
+
+def _referring(example: Example, answers: Sequence[str]) -> Example:
+    references = tuple(dict.fromkeys((example.target, *answers)))
+    return example if references == example.references else replace(example, references=references)
 
 
 def pairs_of(examples: Iterable[Example]) -> set[tuple[str, str]]:
@@ -102,9 +101,11 @@ def without_held_out(
     `pairs` are the held-out examples of all tasks: another task may ask something else of the same
     input, but the very same example must not be trained on.
     """
+    if not held_out and not pairs:
+        return list(train)
     texts = {split_text(example) for example in held_out}
     return [
         example
         for example in train
-        if split_text(example) not in texts and (split_text(example), example.target) not in pairs
+        if (text := split_text(example)) not in texts and (text, example.target) not in pairs
     ]

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from polylab.data.example import Example
+from polylab.data.table import as_table
+
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One text-to-text pair.
-
-    `input` is the bare content. `instruction`, where there is one, is the whole input with the
-    instruction already in it. Any of `references` is a correct answer; training uses `target`.
-    """
-
-    input: str
-    target: str
-    references: tuple[str, ...] = ()
-    options: tuple[str, ...] | None = None
-    instruction: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.references:
-            object.__setattr__(self, "references", (self.target,))
 
 
 @dataclass(frozen=True)
@@ -37,11 +21,11 @@ class TaskData:
     """The examples of one task, already split."""
 
     name: str
-    train: list[Example]
-    validation: list[Example] = field(default_factory=list)
-    test: list[Example] = field(default_factory=list)
+    train: Sequence[Example]
+    validation: Sequence[Example] = ()
+    test: Sequence[Example] = ()
 
-    def split(self, split: str) -> list[Example]:
+    def split(self, split: str) -> Sequence[Example]:
         """The examples of `split`.
 
         Raises:
@@ -51,10 +35,16 @@ class TaskData:
             raise ValueError(f"split={split!r} · valid: {', '.join(SPLITS)} · choose one of them.")
         return getattr(self, split)
 
+    def compact(self) -> TaskData:
+        """The same examples in tables, which take a fraction of the memory of lists."""
+        return TaskData(self.name, *(as_table(self.split(split)) for split in SPLITS))
+
 
 @dataclass(frozen=True)
 class TaskCollection:
     """Tasks sorted by name, their latent skills where these are known, and what was noticed.
+
+    The examples are copied into tables (`ExampleTable`).
 
     `notes` are sentences for the user: rows dropped, tasks skipped, splits that do not exist.
 
@@ -68,7 +58,8 @@ class TaskCollection:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", sorted(self.tasks, key=lambda task: task.name))
+        tasks = sorted(self.tasks, key=lambda task: task.name)
+        object.__setattr__(self, "tasks", [task.compact() for task in tasks])
         if not self.tasks:
             raise ValueError("0 tasks were given · at least one is needed · check the data source.")
         check_names(self.names)
@@ -122,6 +113,33 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(
             f"task names {quote(repeated)} occur more than once · names must be distinct · "
             "rename or merge them."
+        )
+
+
+def check_saved_names(saved: Sequence[str], names: Sequence[str]) -> None:
+    """Accept names of a checkpoint whose ids are those of `names`, which may go on.
+
+    Raises:
+        ValueError: If an id would mean another task.
+    """
+    if list(names[: len(saved)]) != list(saved):
+        raise ValueError(
+            f"the checkpoint has the tasks {quote(saved)} and the data {quote(names)} · ids must "
+            "stay · use the same data, or start a new run with init_from=."
+        )
+
+
+def check_trainable(sizes: Mapping[str, int]) -> None:
+    """Accept tasks that all have training examples.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    untrained = [name for name, size in sizes.items() if size == 0]
+    if untrained:
+        raise ValueError(
+            f"no training examples in {quote(untrained)} · every task needs at least one to train "
+            "· leave these tasks out."
         )
 
 

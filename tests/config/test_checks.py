@@ -33,6 +33,7 @@ def test_a_good_configuration_passes() -> None:
         ("data.batch_size", 0),
         ("data.temperature", -2.0),
         ("data.num_workers", -1),
+        ("data.group_by_length", 0),
         ("trainer.max_steps", 0),
     ],
 )

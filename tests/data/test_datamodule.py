@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from polylab.data import DataModule, Example, TaskCollection, TaskData
+from polylab.data.encoding import TextEncoder
 
 
 @pytest.fixture
@@ -194,6 +196,56 @@ def test_loaders_leave_the_global_generator_alone(make: Any, num_workers: int) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("kind", ["byt5", "gpt2_like"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_groups_of_like_lengths(
+    make: Any, kind: str, num_workers: int, request: pytest.FixtureRequest
+) -> None:
+    """A slow and a fast tokenizer, measured in this process and beside two others."""
+    tokenizer = request.getfixturevalue(kind)
+    changes = {
+        "tokenizer": tokenizer,
+        "is_encoder_decoder": kind == "byt5",
+        "prompt": "name",
+        "num_workers": num_workers,
+    }
+    plain, grouped = (
+        list(make(**changes, group_by_length=k).train_dataloader()) for k in (None, 500)
+    )
+    assert sorted(_texts_of(plain)) == sorted(_texts_of(grouped))
+    assert len(_texts_of(grouped)) == 45
+    widths = [[batch["input_ids"].shape[1] for batch in batches] for batches in (plain, grouped)]
+    assert min(widths[1]) < min(widths[0])
+    assert sum(widths[1]) < sum(widths[0])
+
+
+def _texts_of(batches: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+    return [
+        (*ids[mask.bool()].tolist(), -1, *labels[labels >= 0].tolist())
+        for batch in batches
+        for ids, mask, labels in zip(
+            batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        )
+    ]
+
+
+def test_what_is_measured_is_encoded_once(
+    make: Any, gpt2_like: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    encode = TextEncoder.encode_inputs
+
+    def noting(self: TextEncoder, inputs: Sequence[str]) -> Any:
+        texts.extend(inputs)
+        return encode(self, inputs)
+
+    monkeypatch.setattr(TextEncoder, "encode_inputs", noting)
+    loader = make(tokenizer=gpt2_like, group_by_length=2).train_dataloader()
+    for _ in range(3):
+        list(loader)
+    assert len(texts) == len(set(texts)) == 45
+
+
 def test_notes_are_logged_once_by_the_first_rank(
     make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +283,7 @@ def test_a_checkpoint_of_other_tasks_is_refused(make: Any) -> None:
         ({"eval_examples_per_task": 0}, r"data\.eval_examples_per_task=0 "),
         ({"test_examples_per_task": -1}, r"data\.test_examples_per_task=-1 "),
         ({"keep_input": "left"}, r"data\.keep_input='left'"),
+        ({"group_by_length": 0}, r"data\.group_by_length=0 · it must be at least 1, or null"),
     ],
 )
 def test_wrong_arguments_fail_before_the_source_is_read(

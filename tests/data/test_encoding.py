@@ -1,11 +1,13 @@
 """Token ids and budgets."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from polylab.data.encoding import TextEncoder, padding_id, special_tokens
+from polylab.data.tokenizing import BareTokenizer
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> TextEncoder:
@@ -63,6 +65,81 @@ def test_decoder_only_inputs_end_with_the_separator(
 def test_a_decoder_only_input_is_never_empty(gpt2_like: PreTrainedTokenizerBase) -> None:
     encoder = _encoder(gpt2_like, is_encoder_decoder=False, separator="")
     assert _input(encoder, "") == [1]
+
+
+@pytest.mark.parametrize("kind", ["byt5", "gpt2_like", "llama_like"])
+@pytest.mark.parametrize("is_encoder_decoder", [True, False])
+def test_lengths_are_those_of_the_ids(
+    kind: str, is_encoder_decoder: bool, request: pytest.FixtureRequest
+) -> None:
+    encoder = _encoder(request.getfixturevalue(kind), is_encoder_decoder=is_encoder_decoder)
+    inputs, targets = ["", "a", "abcd", "abcdefgh"], ["abcdef", "", "é", "ab"]
+    assert encoder.count(inputs, targets).tolist() == [
+        [len(x), len(y)]
+        for x, y in zip(encoder.encode_inputs(inputs), encoder.encode_targets(targets), strict=True)
+    ]
+    assert encoder.count([], []).shape == (0, 2)
+
+
+def test_an_empty_decoder_only_input_counts(gpt2_like: PreTrainedTokenizerBase) -> None:
+    encoder = _encoder(gpt2_like, is_encoder_decoder=False, separator="")
+    assert encoder.count([""], [""]).tolist() == [[1, 1]]
+
+
+TEXTS = ["", "a", "déjà </s> vu", "  two\n lines ", "<s>", "long " * 50]
+
+
+@pytest.mark.parametrize("kind", ["byt5", "gpt2_like", "llama_like"])
+def test_bare_ids_are_those_of_the_tokenizer(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    bare = BareTokenizer(tokenizer)
+    expected = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert bare.is_fast == (kind != "byt5")
+    assert bare(TEXTS) == expected
+    assert bare.count(TEXTS) == [*map(len, expected)]
+    assert bare([]) == bare.count([]) == []
+
+
+def test_padding_of_others_does_not_matter(gpt2_like: PreTrainedTokenizerFast) -> None:
+    gpt2_like.pad_token = "</s>"
+    expected = gpt2_like(TEXTS, add_special_tokens=False)["input_ids"]
+    gpt2_like(TEXTS, padding=True, truncation=True, max_length=3)
+    bare = BareTokenizer(gpt2_like)
+    assert bare(TEXTS) == expected
+    gpt2_like(TEXTS, padding=True, truncation=True, max_length=3)
+    assert bare(TEXTS) == expected
+    assert gpt2_like.backend_tokenizer.padding is not None
+
+
+def test_tokens_in_the_text_are_split_if_the_tokenizer_does(
+    gpt2_like: PreTrainedTokenizerFast,
+) -> None:
+    whole = BareTokenizer(gpt2_like)(["</s>"])
+    gpt2_like.split_special_tokens = True
+    split = BareTokenizer(gpt2_like)(["</s>"])
+    assert whole == [[1]]
+    assert split == [gpt2_like("</s>", add_special_tokens=False)["input_ids"]] != whole
+
+
+def test_a_tokenizer_with_its_own_way_keeps_it(gpt2_like: PreTrainedTokenizerFast) -> None:
+    class Own(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, **_: Any) -> Any:
+            return {"input_ids": [[7] for _ in text]}
+
+    bare = BareTokenizer(Own(tokenizer_object=gpt2_like.backend_tokenizer))
+    assert not bare.is_fast
+    assert bare(["ab", "c"]) == [[7], [7]]
+
+
+def test_without_the_newer_call_of_the_library(
+    gpt2_like: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tokenizers before 0.21."""
+    bare = BareTokenizer(gpt2_like)
+    expected = bare(TEXTS)
+    old = SimpleNamespace(encode_batch=bare._backend.encode_batch)
+    monkeypatch.setitem(bare.__dict__, "_backend", old)
+    assert bare(TEXTS) == expected
 
 
 def test_what_is_truncated(byt5: PreTrainedTokenizerBase) -> None:

@@ -1,12 +1,13 @@
 """Real files: the 24 tasks of instruction_induction and one file per loader breaker."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from polylab.data import DataModule, Example, JsonlFolder, TaskData
+from polylab.data import DataModule, Example, JsonlFolder, TaskCollection, TaskData
 from polylab.data.rows import read_examples
 from polylab.data.splitting import split_task, split_text
 
@@ -49,6 +50,70 @@ def test_real_instructions(induction: JsonlFolder, byt5: PreTrainedTokenizerBase
     module = DataModule(induction, byt5, is_encoder_decoder=True, prompt="instruction")
     batch = next(iter(module.val_dataloader()))
     assert all("\n" in text for text in batch["inputs"])
+
+
+@pytest.fixture(scope="session")
+def natural(shared_data: Path) -> TaskCollection:
+    """The natural_instructions files; some hold lists where others hold strings."""
+    tasks = []
+    for path in sorted((shared_data / "natural_instructions" / "tasks").glob("*.json")):
+        answers = [
+            (row["input"], row["output"] if isinstance(row["output"], str) else row["output"][0])
+            for row in json.loads(path.read_text("utf-8"))["Instances"]
+        ]
+        tasks.append(TaskData(path.stem, [Example(x, y) for x, y in answers if y.strip()]))
+    return TaskCollection(tasks)
+
+
+def _padding(module: DataModule) -> float:
+    paid = tokens = 0
+    for batch in module.train_dataloader():
+        tokens += int(batch["attention_mask"].sum() + (batch["labels"] != -100).sum())
+        paid += batch["input_ids"].numel() + batch["labels"].numel()
+    return 1 - tokens / paid
+
+
+@pytest.mark.parametrize("prompt", ["none", "instruction"])
+def test_groups_of_induction_pad_less_than_5_percent(
+    induction: JsonlFolder, byt5: PreTrainedTokenizerBase, prompt: str
+) -> None:
+    """Of input and target together; 500 steps an epoch, since one pass of 64 is but 294."""
+    paddings = [
+        _padding(
+            DataModule(
+                induction,
+                byt5,
+                is_encoder_decoder=True,
+                batch_size=64,
+                prompt=prompt,
+                steps_per_epoch=500,
+                group_by_length=k,
+            )
+        )
+        for k in (None, 500)
+    ]
+    assert paddings[0] > 0.7
+    assert paddings[1] < 0.05
+
+
+def test_groups_of_natural_instructions_pad_less_than_5_percent(
+    natural: TaskCollection, byt5: PreTrainedTokenizerBase
+) -> None:
+    paddings = [
+        _padding(
+            DataModule(
+                lambda: natural,
+                byt5,
+                is_encoder_decoder=True,
+                batch_size=64,
+                steps_per_epoch=500,
+                group_by_length=k,
+            )
+        )
+        for k in (None, 500)
+    ]
+    assert paddings[0] > 0.5
+    assert paddings[1] < 0.05
 
 
 def test_rhymes_share_their_references(induction: JsonlFolder) -> None:

@@ -72,26 +72,36 @@ def _fit(module: DataModule, folder: Path, *, steps: int, ckpt: Path | None = No
     return recorder.seen
 
 
+@pytest.mark.parametrize("group_by_length", [None, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_trainer_sees_the_same_examples_after_a_resume(
-    make: Any, tmp_path: Path, num_workers: int
+    make: Any, tmp_path: Path, num_workers: int, group_by_length: int | None
 ) -> None:
     """8 steps of 2 micro-batches an epoch: within, at the end of, and after the first epoch."""
-    whole = _fit(make(num_workers=num_workers), tmp_path / "whole", steps=19)
+    changes = {"num_workers": num_workers, "group_by_length": group_by_length}
+    whole = _fit(make(**changes), tmp_path / "whole", steps=19)
     assert len(whole) == 38
     assert whole[:16] != whole[16:32]
     for step in (5, 8, 11):
         checkpoint = tmp_path / "whole" / f"step={step}.ckpt"
         torch.load(checkpoint, weights_only=True)
-        resumed = _fit(
-            make(num_workers=num_workers, seed=9), tmp_path / "resumed", steps=19, ckpt=checkpoint
-        )
+        resumed = _fit(make(**changes, seed=9), tmp_path / "resumed", steps=19, ckpt=checkpoint)
         assert resumed == whole[2 * step :]
 
 
-def test_workers_do_not_change_the_examples(make: Any, tmp_path: Path) -> None:
-    runs = [_fit(make(num_workers=n), tmp_path / str(n), steps=9) for n in (0, 1)]
-    assert runs[0] == runs[1]
+@pytest.mark.parametrize("group_by_length", [None, 3])
+def test_workers_do_not_change_the_examples(
+    make: Any, tmp_path: Path, group_by_length: int | None
+) -> None:
+    runs = [
+        _fit(
+            make(num_workers=n, group_by_length=group_by_length),
+            tmp_path / str(n),
+            steps=9,
+        )
+        for n in (0, 1, 3)
+    ]
+    assert runs[0] == runs[1] == runs[2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -111,6 +121,19 @@ def test_a_plain_loop_resumes(make: Any, num_workers: int, stop: int, finishes: 
     resumed.load_state_dict(loader.state_dict())
     rest = [[_content(batch) for batch in resumed] for _ in range(2)]
     assert rest == ([epochs[1][stop:], epochs[2]] if stop < 8 else epochs[2:])
+
+
+def test_resuming_with_other_lengths_is_refused(make: Any) -> None:
+    loader = make(group_by_length=3).train_dataloader()
+    next(iter(loader))
+    for changes, message in (
+        ({"prompt": "name"}, r"token_lengths was \d+ and is \d+"),
+        ({"max_input_length": 8}, r"token_lengths was \d+ and is \d+"),
+    ):
+        other = make(group_by_length=3, **changes).train_dataloader()
+        other.load_state_dict(loader.state_dict())
+        with pytest.raises(ValueError, match=message):
+            next(iter(other))
 
 
 def test_resuming_with_other_data_is_refused(make: Any) -> None:

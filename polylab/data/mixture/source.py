@@ -4,10 +4,11 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from polylab.data.example import Example
 from polylab.data.mixture.contents import sample_items
 from polylab.data.mixture.recipes import HELD_OUT, TRAIN, Recipe
 from polylab.data.mixture.skills import SKILLS, solve
-from polylab.data.tasks import Example, TaskCollection, TaskData
+from polylab.data.tasks import TaskCollection, TaskData
 
 # Splits are decided by the content alone, alike for all tasks, so that nothing leaks between them.
 _TEST_SHARE, _VALIDATION_SHARE = 0.15, 0.10
