@@ -106,7 +106,7 @@ class Group:
         if not torch.compiler.is_compiling():
             return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
         is_small = rows * sum(weight.numel() for weight in weights) < _LARGE
-        if is_small or torch.compiler.is_exporting():
+        if is_small or not torch.compiler.is_dynamo_compiling():  # an export needs no polylab
             return _compose(x, weights, biases, a, bs, self.scale, self.is_transposed)
         return _compute_op(x, weights, biases, a, bs, self.scale, self.is_transposed)[1:]
 
@@ -158,8 +158,7 @@ def _compose(
     for i, (weight, own, b) in enumerate(zip(weights, owns, bs, strict=True)):
         weight = weight.t() if is_transposed else weight
         y = nn.functional.linear(x, weight, biases[i] if biases else None)
-        y = torch.baddbmm(y.view(n, -1, b.shape[2]), own, b, alpha=scale).view(y.shape)
-        outputs.append(y)
+        outputs.append(y + (scale * torch.bmm(own, b)).view(y.shape))
     return outputs
 
 
