@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
+from polylab.training.generation import generate_texts
 from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
@@ -141,7 +142,7 @@ class PolyModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
-        losses, tokens, prior = self._example_losses(batch)
+        losses, tokens, prior, _ = self._example_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
@@ -208,17 +209,11 @@ class PolyModule(LightningModule):
         return interval.loss
 
     # Evaluation
-    def generate_texts(self, batch: dict[str, Any]) -> list[str]:
-        """The model's answers to a batch of the data module, greedy or by beams."""
-        inputs, mask = batch["input_ids"], batch["attention_mask"]
-        if not self._is_encoder_decoder:
-            inputs, mask = batch["prompt_ids"], batch["prompt_attention_mask"]
-        tokens = self.model.generate(
-            input_ids=inputs, attention_mask=mask, task_ids=batch["task_ids"], **self._generation
+    def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
+        """The answers to a batch of the data module, greedy or by beams; see `generation`."""
+        return generate_texts(
+            self.model, self.tokenizer, batch, encoded=encoded, **self._generation
         )
-        if not self._is_encoder_decoder:
-            tokens = tokens[:, inputs.shape[1] :]
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def validation_step(self, batch: dict[str, Any]) -> None:
         self._evaluate(batch, "val")
@@ -236,7 +231,7 @@ class PolyModule(LightningModule):
         evaluation = self._evaluation(split)
         losses = self._example_losses(batch)
         evaluation.add_losses(batch["task_ids"], losses.losses, losses.tokens)
-        texts = self.generate_texts(batch)
+        texts = self.generate_texts(batch, encoded=losses.encoded)
         evaluation.add_texts(batch["task_ids"], batch["inputs"], texts, batch["references"])
 
     def _finish(self, split: str) -> None:
