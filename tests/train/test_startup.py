@@ -1,4 +1,4 @@
-"""What a command has imported when it speaks: nothing heavy before the configuration is valid."""
+"""What a command has imported: nothing heavy until the configuration is valid, and what it uses."""
 
 import json
 import subprocess
@@ -68,3 +68,12 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported(mistake: str, tmp_p
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert _imported("--help", cwd=tmp_path)[:2] == (0, [])
+
+
+def test_a_whole_run_imports_no_library_that_it_does_not_use(
+    small: list[str], tmp_path: Path
+) -> None:
+    # W&B imports pandas, wherever it is installed, to see that what is logged is no data frame
+    code, names, _ = _imported(*small, "logger=csv", cwd=tmp_path)
+    assert code == 0
+    assert names == ["torch", "transformers", "lightning"]
