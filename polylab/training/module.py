@@ -17,6 +17,7 @@ from polylab.training.checkpoint import check_task_names, check_trainable_state,
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
 from polylab.training.generation import generate_texts
+from polylab.training.lengths import join_parts, length_parts, take_rows
 from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
@@ -141,8 +142,7 @@ class PolyModule(LightningModule):
         self._rng.resume()
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
-        self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
-        losses, tokens, prior, _ = self._example_losses(batch)
+        losses, tokens, prior, _ = self._training_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
@@ -151,6 +151,24 @@ class PolyModule(LightningModule):
             return loss
         self._prior = prior.detach()
         return loss + prior * self._window[-1] / self._window[0]  # counts once in a global batch
+
+    def _training_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        parts = length_parts(batch["attention_mask"]) if self._may_part else None
+        if parts is None:
+            return self._keyed_losses(batch)
+        losses = [self._keyed_losses(take_rows(batch, rows)) for rows in parts]
+        return join_parts(losses, parts)
+
+    def _keyed_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
+        return self._example_losses(batch)
+
+    @property
+    def _may_part(self) -> bool:
+        """Whether an example's loss is its own: noise by its row, no priors on the whole batch."""
+        config = self.model.config_of(self.model.active_adapter)
+        is_own = config.noise_source == "keyed" and not config.priors
+        return is_own and self.device.type == "cpu"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """With accumulation: to the mean over the tokens of the whole global batch.
