@@ -29,6 +29,7 @@ __all__ = ["COLUMNS", "SkillTable", "allocation_rows"]
 log = logging.getLogger(__name__)
 
 COLUMNS = ["layer", "split", "task", "skill", "weight", "gate"]
+_TYPES = [str, int, str, int, float, float]
 
 
 class SkillTable(AllocationCallback):
@@ -76,7 +77,11 @@ class SkillTable(AllocationCallback):
             log.info("skills/table holds %d of %d layers", len(layers), len(seen.weights))
         cells = [[*row] for row in allocation_rows(seen, names, layers=layers)]
         with _long_tables(len(cells)):
-            log_media(trainer, {"skills/table": wandb.Table(columns=[*COLUMNS], data=cells)})
+            # with types given, W&B does not infer them row by row
+            table = wandb.Table(
+                columns=[*COLUMNS], data=cells, dtype=_TYPES, optional=[*[False] * 5, True]
+            )
+            log_media(trainer, {"skills/table": table})
 
 
 def allocation_rows(
