@@ -75,7 +75,7 @@ class SkillTable(AllocationCallback):
         layers = evenly_spaced(list(seen.weights), max(1, self._max_rows // rows))
         if len(layers) < len(seen.weights):
             log.info("skills/table holds %d of %d layers", len(layers), len(seen.weights))
-        cells = [[*row] for row in allocation_rows(seen, names, layers=layers)]
+        cells: list[Any] = [[*row] for row in allocation_rows(seen, names, layers=layers)]
         with _long_tables(len(cells)):
             # with types given, W&B does not infer them row by row
             table = wandb.Table(
