@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from polylab.backbones.activations import fuse_activations
 from polylab.backbones.quantization import (
     enable_checkpointing,
     prepare_quantized,
@@ -113,6 +114,7 @@ def load_backbone(
             ByT5Tokenizer() if embedded else AutoTokenizer.from_pretrained(source, **options)
         )
     _ensure_pad_token(model, tokenizer, name)
+    fuse_activations(model)
     if quantized:
         prepare_quantized(model)
     if gradient_checkpointing:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from polylab.callbacks.allocations import Allocations
 from polylab.callbacks.base import AllocationCallback, Moment, Sight, log_metrics, true_skills
 from polylab.poly.recovery import recovery, unidentifiable_skills
 
@@ -49,6 +50,7 @@ class Recovery(AllocationCallback):
         self._n_permutations = n_permutations
         self._seed = seed
         self.result: dict[str, Any] = {}
+        self._seen: Allocations | None = None  # what `result` was made from
 
     def see(self, trainer: Trainer, pl_module: LightningModule, sight: Sight) -> None:
         truth = true_skills(trainer, sight.allocations.task_ids)
@@ -56,15 +58,19 @@ class Recovery(AllocationCallback):
             return
         matrix = torch.from_numpy(truth.matrix)
         full = sight.moment is not Moment.VALIDATION
-        result = recovery(
-            sight.allocations.weights,
-            matrix,
-            names=truth.names,
-            n_permutations=self._n_permutations if full else 0,
-            seed=self._seed,
-        )
+        # the last weights often are the best, too: seconds of permutations, once
+        known = sight.is_final and sight.allocations.equals(self._seen)
+        result = self.result
+        if not known:
+            result = recovery(
+                sight.allocations.weights,
+                matrix,
+                names=truth.names,
+                n_permutations=self._n_permutations if full else 0,
+                seed=self._seed,
+            )
         if full:
-            self.result = result
+            self.result, self._seen = result, sight.allocations
         if sight.moment is Moment.START and trainer.is_global_zero:
             for group in unidentifiable_skills(matrix, truth.names):
                 log.info("No routing of these tasks can tell apart the skills: %s", group)

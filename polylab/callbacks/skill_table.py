@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -23,11 +24,12 @@ from polylab.callbacks.base import (
 )
 from polylab.callbacks.routing_statistics import evenly_spaced
 
-__all__ = ["COLUMNS", "SkillTable", "allocation_table"]
+__all__ = ["COLUMNS", "SkillTable", "allocation_rows"]
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ["layer", "split", "task", "skill", "weight", "gate"]
+_TYPES = [str, int, str, int, float, float]
 
 
 class SkillTable(AllocationCallback):
@@ -62,8 +64,7 @@ class SkillTable(AllocationCallback):
         folder = run_folder(trainer, self._folder)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            table = allocation_table(seen, names)
-            table.to_csv(folder / "skills.csv", index=False, float_format="%.6g")
+            _write_csv(folder / "skills.csv", allocation_rows(seen, names))
         if has_wandb(trainer):
             self._log(trainer, seen, names)
 
@@ -74,38 +75,41 @@ class SkillTable(AllocationCallback):
         layers = evenly_spaced(list(seen.weights), max(1, self._max_rows // rows))
         if len(layers) < len(seen.weights):
             log.info("skills/table holds %d of %d layers", len(layers), len(seen.weights))
-        table = allocation_table(seen, names, layers=layers)
-        # W&B takes None, not NaN, for an empty cell
-        cells = table.astype(object).where(table.notna(), None).values.tolist()
+        cells: list[Any] = [[*row] for row in allocation_rows(seen, names, layers=layers)]
         with _long_tables(len(cells)):
-            log_media(trainer, {"skills/table": wandb.Table(columns=[*COLUMNS], data=cells)})
+            # with types given, W&B does not infer them row by row
+            table = wandb.Table(
+                columns=[*COLUMNS], data=cells, dtype=_TYPES, optional=[*[False] * 5, True]
+            )
+            log_media(trainer, {"skills/table": table})
 
 
-def allocation_table(
+def allocation_rows(
     seen: Allocations, names: list[str], *, layers: list[str] | None = None
-) -> pd.DataFrame:
-    """Columns `layer,split,task,skill,weight,gate`, one row per cell; `gate` NaN without gates.
+) -> Iterator[tuple[str, int, str, int, float, float | None]]:
+    """One row of `COLUMNS` for every cell; `gate` is None without gates.
 
     Args:
         seen: What to list.
         names: Of its tasks.
         layers: Only these; all if None.
     """
-    parts = []
     for layer in layers or list(seen.weights):
-        w = seen.weights[layer]
-        task, split, skill = (i.ravel() for i in np.indices(tuple(w.shape)))
-        gate = seen.gates[layer].flatten().numpy() if layer in seen.gates else np.nan
-        part = {
-            "layer": layer,
-            "split": split,
-            "task": np.asarray(names, dtype=object)[task],
-            "skill": skill,
-            "weight": w.flatten().numpy(),
-            "gate": gate,
-        }
-        parts.append(pd.DataFrame(part))
-    return pd.concat(parts, ignore_index=True)
+        weights = seen.weights[layer]
+        n_tasks, n_splits, n_skills = weights.shape
+        flat = weights.flatten().tolist()
+        gates = seen.gates[layer].flatten().tolist() if layer in seen.gates else [None] * len(flat)
+        cells = product(range(n_tasks), range(n_splits), range(n_skills))
+        for (task, split, skill), weight, gate in zip(cells, flat, gates, strict=True):
+            yield layer, split, names[task], skill, weight, gate
+
+
+def _write_csv(path: Path, rows: Iterator[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for *cell, weight, gate in rows:
+            writer.writerow([*cell, f"{weight:.6g}", "" if gate is None else f"{gate:.6g}"])
 
 
 @contextmanager

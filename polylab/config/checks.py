@@ -1,5 +1,10 @@
-"""What types cannot say about a configuration, checked before anything heavy is imported."""
+"""What types cannot say about a configuration, checked before anything heavy is imported.
 
+What is built checks itself once more, and says all that depends on other parts. Ranges and choices
+are repeated here because importing these parts takes seconds; a test compares the two.
+"""
+
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +12,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.errors import ConfigError
+from polylab.config.suggest import hint
 
 Rule = tuple[str, Callable[[float], bool]]
 _POSITIVE: Rule = ("must be above 0", lambda value: value > 0)
 _COUNT: Rule = ("must be at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE: Rule = ("must not be negative", lambda value: value >= 0)
+_FINITE: Rule = (
+    "must be a finite number of at least 0",
+    lambda value: math.isfinite(value) and value >= 0,
+)
+_SHARE: Rule = ("must be from 0 to 1", lambda value: 0 <= value <= 1)
 _STEPS: Rule = ("must be at least 1, or -1 for no limit", lambda value: value == -1 or value >= 1)
 
 RULES: dict[str, Rule] = {
@@ -23,6 +34,16 @@ RULES: dict[str, Rule] = {
     "adapter.temperature": _POSITIVE,
     "adapter.n_private": _COUNT,
     "adapter.top_k": _COUNT,
+    "adapter.dropout": ("must be from 0 to below 1", lambda value: 0 <= value < 1),
+    "adapter.uniform_share": _SHARE,
+    "optim.lr": _FINITE,
+    "optim.router_lr": _FINITE,
+    "optim.other_lr": _FINITE,
+    "optim.weight_decay": _FINITE,
+    "optim.warmup": _FINITE,
+    "optim.eps": _FINITE,
+    "optim.clip": _POSITIVE,
+    "optim.total_steps": _POSITIVE,
     "optim.anneal_steps": _NOT_NEGATIVE,
     "data.batch_size": _COUNT,
     "data.temperature": _POSITIVE,
@@ -38,7 +59,37 @@ RULES: dict[str, Rule] = {
     "module.num_beams": _COUNT,
     "trainer.max_steps": _STEPS,
     "trainer.accumulate_grad_batches": _COUNT,
+    "callbacks.routing.max_layers": _NOT_NEGATIVE,
+    "callbacks.routing.still": _SHARE,
+    "callbacks.recovery.n_permutations": _NOT_NEGATIVE,
+    "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
+    "callbacks.table.max_rows": ("must be from 1 to 200000", lambda value: 1 <= value <= 200_000),
+    "callbacks.checkpoint.every_n_steps": _COUNT,
 }
+
+# Words only: noise, combine and others also take a class of the user's own.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "backbone.dtype": ("auto", "float32", "bfloat16", "float16", "float64"),
+    "backbone.quantization": ("4bit", "8bit"),
+    "adapter.poly_type": (
+        "poly", "c-poly", "mope", "shared", "private", "uniform", "custom",
+    ),
+    "adapter.trainable": ("all", "skills", "router"),
+    "adapter.init": ("peft", "mttl"),
+    "adapter.combine": ("factors", "products"),
+    "adapter.noise": ("relaxed_bernoulli", "straight_through", "none"),
+    "adapter.noise_per": ("example", "task"),
+    "adapter.noise_source": ("global", "keyed"),
+    "adapter.router_input": ("layer", "embeddings"),
+    "adapter.router_level": ("sequence", "token"),
+    "adapter.gating": ("softmax", "sigmoid"),
+    "data.prompt": ("none", "name", "instruction"),
+    "data.keep_input": ("end", "start"),
+    "optim.name": ("adamw", "adam", "adafactor"),
+    "optim.schedule": ("constant", "linear", "cosine"),
+    "optim.router": ("dense",),
+    "callbacks.checkpoint.mode": ("max", "min"),
+}  # fmt: skip
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -47,7 +98,8 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ConfigError: Each problem as `KEY=VALUE ...`.
     """
-    problems = [*_missing(cfg), *_out_of_range(cfg), *_paths(cfg)]
+    problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
+    problems = problems or [*_steps(cfg)]  # which only make sense of valid numbers
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -71,6 +123,29 @@ def _out_of_range(cfg: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         if isinstance(value, int | float) and not holds(value):
             yield f"{key}={value} {requirement}"
+
+
+def _unknown_words(cfg: DictConfig) -> Iterator[str]:
+    for key, valid in CHOICES.items():
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(value, str) and value not in valid:
+            yield f"{key}={value!r} is not known{hint(value, valid)} · valid: {', '.join(valid)}"
+
+
+def _steps(cfg: DictConfig) -> Iterator[str]:
+    """What the optimiser's schedule needs to know of the run's length."""
+    keys = ("optim.total_steps", "optim.warmup", "optim.anneal_steps", "trainer.max_steps")
+    given, warmup, anneal, steps = (OmegaConf.select(cfg, key) for key in keys)
+    total, schedule = given or steps or -1, OmegaConf.select(cfg, "optim.schedule")
+    if total < 1 and (schedule not in (None, "constant") or 0 < (warmup or 0) < 1):
+        yield (
+            f"optim.schedule={schedule} with optim.warmup={warmup} needs the number of steps ·"
+            " set trainer.max_steps or optim.total_steps"
+        )
+    elif 0 < total < (warmup or 0):
+        yield f"optim.warmup={warmup} exceeds the {total} steps of the run · lower it"
+    if anneal and not anneal <= (steps or -1):
+        yield f"optim.anneal_steps={anneal} exceeds trainer.max_steps={steps} · lower it"
 
 
 def _paths(cfg: DictConfig) -> Iterator[str]:

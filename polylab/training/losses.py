@@ -36,6 +36,7 @@ class ExampleLosses(NamedTuple):
     losses: Float[Tensor, " batch"]  # summed over the example's tokens
     tokens: Int[Tensor, " batch"]  # of its label
     prior: Float[Tensor, ""] | None  # of the adapter's priors, in training
+    encoded: Float[Tensor, "batch seq d_model"] | None  # the encoder's output, where there is one
 
 
 def example_losses(
@@ -69,7 +70,8 @@ def example_losses(
         logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
     )
     tokens = (labels != IGNORED).sum(dim=1)
-    return ExampleLosses(losses.sum(dim=1), tokens, getattr(output, "prior_loss", None))
+    prior, encoded = (getattr(output, k, None) for k in ("prior_loss", "encoder_last_hidden_state"))
+    return ExampleLosses(losses.sum(dim=1), tokens, prior, encoded)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
+from polylab.training.generation import generate_texts
+from polylab.training.lengths import join_parts, length_parts, take_rows
 from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
@@ -140,8 +142,7 @@ class PolyModule(LightningModule):
         self._rng.resume()
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
-        self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
-        losses, tokens, prior = self._example_losses(batch)
+        losses, tokens, prior, _ = self._training_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
@@ -150,6 +151,24 @@ class PolyModule(LightningModule):
             return loss
         self._prior = prior.detach()
         return loss + prior * self._window[-1] / self._window[0]  # counts once in a global batch
+
+    def _training_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        parts = length_parts(batch["attention_mask"]) if self._may_part else None
+        if parts is None:
+            return self._keyed_losses(batch)
+        losses = [self._keyed_losses(take_rows(batch, rows)) for rows in parts]
+        return join_parts(losses, parts)
+
+    def _keyed_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
+        return self._example_losses(batch)
+
+    @property
+    def _may_part(self) -> bool:
+        """Whether an example's loss is its own: noise by its row, no priors on the whole batch."""
+        config = self.model.config_of(self.model.active_adapter)
+        is_own = config.noise_source == "keyed" and not config.priors
+        return is_own and self.device.type == "cpu"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """With accumulation: to the mean over the tokens of the whole global batch.
@@ -208,17 +227,11 @@ class PolyModule(LightningModule):
         return interval.loss
 
     # Evaluation
-    def generate_texts(self, batch: dict[str, Any]) -> list[str]:
-        """The model's answers to a batch of the data module, greedy or by beams."""
-        inputs, mask = batch["input_ids"], batch["attention_mask"]
-        if not self._is_encoder_decoder:
-            inputs, mask = batch["prompt_ids"], batch["prompt_attention_mask"]
-        tokens = self.model.generate(
-            input_ids=inputs, attention_mask=mask, task_ids=batch["task_ids"], **self._generation
+    def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
+        """The answers to a batch of the data module, greedy or by beams; see `generation`."""
+        return generate_texts(
+            self.model, self.tokenizer, batch, encoded=encoded, **self._generation
         )
-        if not self._is_encoder_decoder:
-            tokens = tokens[:, inputs.shape[1] :]
-        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     def validation_step(self, batch: dict[str, Any]) -> None:
         self._evaluate(batch, "val")
@@ -236,7 +249,7 @@ class PolyModule(LightningModule):
         evaluation = self._evaluation(split)
         losses = self._example_losses(batch)
         evaluation.add_losses(batch["task_ids"], losses.losses, losses.tokens)
-        texts = self.generate_texts(batch)
+        texts = self.generate_texts(batch, encoded=losses.encoded)
         evaluation.add_texts(batch["task_ids"], batch["inputs"], texts, batch["references"])
 
     def _finish(self, split: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.optimization import Adafactor
 
 Number = float | int  # YAML writes whole numbers without a point
 GROUPS = ("skills", "router", "other")
@@ -133,6 +132,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         for group, members in parameter_groups(model).items()
     ]
     if config.name == "adafactor":
+        from transformers.optimization import Adafactor  # imports peft and bitsandbytes: a second
+
         # with parameter scaling the step of B would start at B's own size, which is 0
         return Adafactor(groups, lr=config.lr, scale_parameter=False, relative_step=False)
     kind: Any = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

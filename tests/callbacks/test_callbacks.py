@@ -183,6 +183,32 @@ class TestRecovery:
         for name in ("best", "mean", "similarity"):
             assert memory.series(f"routing/recovery_{name}")[-1] == (5, expected[name])
 
+    def test_the_last_weights_are_looked_at_once_where_they_are_the_best_too(
+        self, build, fit, memory, monkeypatch
+    ):
+        from polylab.callbacks import recovery as callbacks
+
+        asked = []
+        monkeypatch.setattr(
+            callbacks,
+            "recovery",
+            lambda *a, **k: (asked.append(k["n_permutations"]), recovery(*a, **k))[1],
+        )
+        module, callback, data = build(), Recovery(n_permutations=7), TinyData()
+        trainer = fit(module, data, [callback], logger=memory)
+        assert asked == [7, 0, 0, 7]  # start, two validations, end
+        before = callback.result
+        trainer.validate(module, data, verbose=False)
+        assert asked == [7, 0, 0, 7]
+        assert callback.result == before
+        assert trainer.callback_metrics["routing/recovery"] == pytest.approx(before["aligned"])
+        for name, parameter in module.named_parameters():
+            if "poly_router" in name:
+                parameter.data.neg_()
+        trainer.validate(module, data, verbose=False)
+        assert asked == [7, 0, 0, 7, 7]
+        assert callback.result != before
+
     def test_says_which_skills_cannot_be_told_apart(self, build, fit, caplog):
         truth = TRUTH.clone()
         truth[:, 2] = truth[:, 0]

@@ -1,12 +1,21 @@
 """What types cannot say."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from omegaconf import OmegaConf
 
-from polylab.config.checks import RULES, check_config
+from polylab import PolyConfig
+from polylab.backbones import loading, quantization
+from polylab.callbacks import Recovery, RoutingStatistics, SkillFigures, SkillTable
+from polylab.config.checks import CHOICES, RULES, check_config
 from polylab.config.errors import ConfigError
+from polylab.data.prompts import Prompt
+from polylab.poly import config_checks
+from polylab.training import OptimConfig, RunCheckpoint
+from polylab.training.optim import OPTIMIZERS, SCHEDULES
 
 FINE = {
     "seed": 0,
@@ -42,6 +51,93 @@ def test_out_of_range(key: str, value: float) -> None:
     OmegaConf.update(cfg, key, value)
     with pytest.raises(ConfigError, match=f"^{key}={value} must {RULES[key][0][5:]}$"):
         check_config(cfg)
+
+
+# what refuses the same values later; `data` checks itself in too many places for one call
+BUILT: dict[str, Callable[..., Any]] = {
+    "adapter": PolyConfig,
+    "optim": OptimConfig,
+    "callbacks.routing": RoutingStatistics,
+    "callbacks.recovery": Recovery,
+    "callbacks.figures": SkillFigures,
+    "callbacks.table": SkillTable,
+    "callbacks.checkpoint": lambda **given: RunCheckpoint("", **given),
+}
+REPEATED = [key for key in (*RULES, *CHOICES) if key.rpartition(".")[0] in BUILT]
+
+
+@pytest.mark.parametrize("key", REPEATED)
+def test_what_is_refused_early_is_refused_by_what_is_built(key: str) -> None:
+    node, _, name = key.rpartition(".")
+    holds = RULES[key][1] if key in RULES else CHOICES[key].__contains__
+    values: list[Any] = [-1, 0, 0.5, 1, 2, 300_000] if key in RULES else ["wrong"]
+    refused = [value for value in values if not holds(value)]
+    assert refused
+    for value in refused:
+        cfg = OmegaConf.create(FINE)
+        OmegaConf.update(cfg, key, value, force_add=True)
+        with pytest.raises(ConfigError, match=f"^{key}="):
+            check_config(cfg)
+        with pytest.raises(ValueError, match=name):
+            BUILT[node](**{name: value})
+
+
+def test_choices_are_those_of_what_is_built() -> None:
+    built: dict[str, tuple[str, ...]] = {
+        "backbone.dtype": loading.DTYPES,
+        "backbone.quantization": quantization.QUANTIZATIONS,
+        "data.prompt": get_args(Prompt),
+        "data.keep_input": ("end", "start"),
+        "optim.name": OPTIMIZERS,
+        "optim.schedule": SCHEDULES,
+        "optim.router": ("dense",),
+        "callbacks.checkpoint.mode": ("max", "min"),
+    }
+    adapter = {**config_checks._CHOICES, **config_checks._OPEN_CHOICES}
+    assert {**built, **{f"adapter.{name}": valid for name, valid in adapter.items()}} == CHOICES
+
+
+def test_an_unknown_word_gets_the_nearest_and_all_valid_ones() -> None:
+    cfg = OmegaConf.create({**FINE, "optim": {"schedule": "linaer"}})
+    line = "^optim.schedule='linaer' is not known · did you mean linear\\?"
+    with pytest.raises(ConfigError, match=line):
+        check_config(cfg)
+
+
+def test_a_class_of_the_users_own_is_no_word() -> None:
+    check_config(OmegaConf.create({**FINE, "adapter": {"noise": {"_target_": "my_lab.Noise"}}}))
+
+
+@pytest.mark.parametrize(
+    ("optim", "steps", "problem"),
+    [
+        ({"schedule": "linear", "warmup": 0}, -1, "schedule=linear with optim.warmup=0 needs"),
+        ({"schedule": "constant", "warmup": 0.1}, -1, "warmup=0.1 needs the number of steps"),
+        ({"warmup": 9}, 8, "^optim.warmup=9 exceeds the 8 steps"),
+        ({"warmup": 9, "total_steps": 7}, 10, "^optim.warmup=9 exceeds the 7 steps"),
+        ({"anneal_steps": 9}, 8, "^optim.anneal_steps=9 exceeds trainer.max_steps=8"),
+        ({"anneal_steps": 9}, -1, "^optim.anneal_steps=9 exceeds trainer.max_steps=-1"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_run(
+    optim: dict[str, Any], steps: int, problem: str
+) -> None:
+    cfg = OmegaConf.create({**FINE, "optim": optim, "trainer": {"max_steps": steps}})
+    with pytest.raises(ConfigError, match=problem):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("optim", "steps"),
+    [
+        ({"schedule": "linear", "warmup": 8}, 8),
+        ({"schedule": "cosine", "warmup": 0.5, "total_steps": 5}, -1),
+        ({"schedule": "constant", "warmup": 20}, -1),
+        ({"anneal_steps": 8}, 8),
+    ],
+)
+def test_a_schedule_that_fits_the_run(optim: dict[str, Any], steps: int) -> None:
+    check_config(OmegaConf.create({**FINE, "optim": optim, "trainer": {"max_steps": steps}}))
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:

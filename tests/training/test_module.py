@@ -131,7 +131,7 @@ def test_a_split_is_scored_per_task_and_over_tasks(
     module = poly_module(kind)
     answers = {0: "wrong", 1: None, 2: "WRONG"}  # task 1 copies its reference
 
-    def answer(batch):
+    def answer(batch, **_):
         pairs = zip(batch["task_ids"].tolist(), batch["references"], strict=True)
         return [answers[task] or references[0] for task, references in pairs]
 

@@ -1,0 +1,42 @@
+"""Answers to an evaluation batch, as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+if TYPE_CHECKING:
+    from polylab.poly import PolyModel
+
+
+def generate_texts(
+    model: PolyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: dict[str, Any],
+    *,
+    encoded: Float[Tensor, "batch seq d_model"] | None = None,
+    **options: Any,
+) -> list[str]:
+    """The model's answers, without special tokens.
+
+    Args:
+        model: Generates.
+        tokenizer: Decodes.
+        batch: Of the data module, for evaluation.
+        encoded: The encoder's output for `input_ids`, where it is known from the same batch's loss.
+            Routers of the embeddings need a whole call: for them it is not used.
+        options: Of `generate`.
+    """
+    if not model.config.is_encoder_decoder:
+        prompt, mask = batch["prompt_ids"], batch["prompt_attention_mask"]
+        ids = {"input_ids": prompt, "attention_mask": mask, "task_ids": batch["task_ids"]}
+        tokens = model.generate(**ids, **options)[:, prompt.shape[1] :]
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    ids = {name: batch[name] for name in ("input_ids", "attention_mask", "task_ids")}
+    if encoded is not None and model.config_of(model.active_adapter).router_input != "embeddings":
+        options["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+    return tokenizer.batch_decode(model.generate(**ids, **options), skip_special_tokens=True)
