@@ -75,6 +75,11 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     logger = build_logger(cfg, folder=folder, sweep=sweep_folder())
     trainer = build_trainer(cfg, callbacks=callbacks, logger=logger, folder=folder)
     _try_out(module, data, trainer)
+    if cfg.trainer.compile:
+        from polylab import compile_blocks
+
+        with user_mistakes("trainer.compile"):
+            compile_blocks(model)
     return Parts(model, data, module, trainer, logger, task_names)
 
 
@@ -161,6 +166,8 @@ def build_trainer(
     from polylab.training import AtomicCheckpointIO
 
     arguments = _plain(cfg.trainer)
+    del arguments["compile"]  # of the model: see build_parts
+    given = [*arguments]
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
     arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
@@ -168,7 +175,7 @@ def build_trainer(
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     try:
         with user_mistakes("trainer"):
-            check_arguments(Trainer, cfg.trainer, key="trainer")
+            check_arguments(Trainer, OmegaConf.masked_copy(cfg.trainer, [*given]), key="trainer")
             return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error

@@ -161,6 +161,7 @@ class TrainerSchema:
     default_root_dir: str | None = None  # the run's folder
     enable_autolog_hparams: bool = True
     model_registry: str | None = None
+    compile: bool = False  # ours: compile each block of the backbone for training
 
 
 @dataclass

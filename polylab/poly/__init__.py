@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polylab.poly.blocks import compile_blocks
     from polylab.poly.config import PolyConfig, TaskType
     from polylab.poly.importing import from_loras
     from polylab.poly.layers import PolyLayer
@@ -17,6 +18,7 @@ __all__ = [
     "PolyLayer",
     "PolyModel",
     "TaskType",
+    "compile_blocks",
     "from_loras",
     "from_mttl",
     "get_peft_model",
@@ -28,6 +30,7 @@ _MODULES = {
     "PolyLayer": "layers",
     "PolyModel": "model",
     "TaskType": "config",
+    "compile_blocks": "blocks",
     "from_loras": "importing",
     "from_mttl": "mttl",
     "get_peft_model": "model",

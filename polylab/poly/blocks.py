@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as shape_config
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -29,15 +30,16 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
     """Compile each transformer block of `model` for its training steps; returns how many.
 
     Calls without gradients, and those whose routing is intervened on, stay eager. Every block is
-    one graph: what would break it raises an error of the compiler.
+    one graph: what would break it raises an error of the compiler. Train with `use_cache=False`: a
+    cache differs from block to block.
 
     Args:
         model: With layers by polylab or without.
         **options: Of `torch.compile`.
 
     Raises:
-        ValueError: If the model has no blocks that are known as such, or a block is compiled
-            already.
+        ValueError: If the model has no blocks that are known as such, or one is compiled already or
+            checkpointed.
     """
     blocks = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
@@ -48,10 +50,14 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
             "transformers.modeling_layers.GradientCheckpointingLayer. Compile the whole model with "
             "torch.compile."
         )
+    # Factors are views of one tensor. With batches of several lengths their offsets would be sizes
+    # to the compiler, which takes those that are equal by chance to be equal always.
+    shape_config.use_duck_shape = False
     compiled: dict[object, Callable[..., Any]] = {}
     for block in blocks:
         if isinstance(block.__dict__.get("forward"), _Block):
-            raise ValueError(f"a {type(block).__name__} is compiled already.")
+            raise ValueError(f"a {type(block).__name__} of the model is compiled already.")
+        _check_not_checkpointed(block)
         layers = {n: layer for n, layer in block.named_modules() if isinstance(layer, PolyLayer)}
         kind = type(block), tuple(layers)
         if kind not in compiled:
@@ -79,11 +85,7 @@ class _Block:
         is_plain = routing is None or routing.intervention is None
         if not (block.training and torch.is_grad_enabled() and is_plain):
             return type(block).forward(block, *args, **kwargs)
-        if getattr(block, "gradient_checkpointing", False):
-            raise ValueError(
-                "compiled blocks cannot be checkpointed: their forward would run twice in one "
-                "graph. Switch off one of the two."
-            )
+        _check_not_checkpointed(block)
         if routing is None or routing.disabled or not self._names:
             return self._run(block, routing, (), args, kwargs)
         if routing.factors is None:
@@ -118,6 +120,14 @@ class _Block:
         weights = {own: routing.weights_of(name) for name, own in self._names.items()}
         return replace(
             routing, is_local=True, by_name=weights, weights=None, rows={}, weigh_shared=None
+        )
+
+
+def _check_not_checkpointed(block: nn.Module) -> None:
+    if getattr(block, "gradient_checkpointing", False):
+        raise ValueError(
+            "compiled blocks cannot be checkpointed: their forward would run twice in one graph. "
+            "Leave compile=False, or gradient_checkpointing=False."
         )
 
 

@@ -48,9 +48,12 @@ class Group:
         """Whether `outputs` computes what calling each of the bases would.
 
         Only plain frozen layers in the dtype of x do: not quantised, sharded, hooked or patched
-        ones, nor layers under autocast, which would cast.
+        ones, nor layers that autocast would cast.
         """
-        if torch.is_autocast_enabled(x.device.type) or not x.numel():
+        device = x.device.type
+        if not x.numel():
+            return False
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != x.dtype:
             return False
         kind = type(self.bases[0])
         if kind is not nn.Linear and kind is not Conv1D:
@@ -103,6 +106,8 @@ class Group:
         biases: list[Any] = [base._parameters["bias"] for base in self.bases]
         if biases[0] is None:
             biases = []
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _compute(x, weights, biases, a, bs, self.scale, self.is_transposed)[1]
         if not torch.compiler.is_compiling():
             return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
         is_small = rows * sum(weight.numel() for weight in weights) < _LARGE

@@ -221,7 +221,7 @@ class PolyLayer(nn.Module):
             x = nn.functional.dropout(x, p, self.training) if p else x
             return y + self._update_tokens(x, weights).to(y.dtype).reshape(y.shape)
         a, b = self._factors(weights, routing)
-        mixed = Mixed(Group([self.base_layer], self.scaling[name]), a, [b])
+        mixed = routing.make_mixed(Group([self.base_layer], self.scaling[name]), a, [b])
         if routing.factors is not None and not routing.is_local:
             routing.factors[self.name] = mixed, 0
         return self._add(x, mixed, 0, *args, **kwargs)

@@ -17,6 +17,7 @@ from polylab.poly.calls import RoutedModule
 from polylab.poly.config import PolyConfig
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.inspection import call_weights
+from polylab.poly.merged import merge_rows
 from polylab.poly.observing import observe_prompts
 from polylab.poly.prior_loss import add_to_output, prior_loss
 from polylab.poly.routed import RoutedModel
@@ -143,6 +144,9 @@ class PolyModel(RoutedModel):
     ) -> Any:
         """The base model's `generate`; ids are per prompt, whatever the number of beams.
 
+        Skills are mixed once. Where all prompts are of one task they are merged into a copy of the
+        adapted weights, which lasts for the call and takes their memory again.
+
         Raises:
             ValueError: As `forward`; or if an input router gets its prompt in chunks.
         """
@@ -150,6 +154,7 @@ class PolyModel(RoutedModel):
         routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
         if routing.factors is None:
             routing.factors = {}
+        merge_rows(routing)
         if routing.reads == "prompt" and not self._encoder_decoder:
             go_on(routing, inputs, adapter_name=self.active_adapter)
             routing.prompt_tokens = batch_shape(inputs)[1]

@@ -177,6 +177,7 @@ def test_subclasses_mixed_biases_and_autocast_are_not_fused():
     assert not Group([plain], 1.0).can_fuse(x[:0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not Group([plain], 1.0).can_fuse(x)
+        assert Group([plain.bfloat16()], 1.0).can_fuse(x.bfloat16())
 
 
 def test_rows_that_do_not_divide():

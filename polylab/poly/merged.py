@@ -1,0 +1,55 @@
+"""One task for a whole generation: its update is added to the weights once, not to every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from polylab.poly.fused import Group, Mixed
+from polylab.poly.routing import Routing
+
+__all__ = ["merge_rows"]
+
+_EPSILON = 1e-6
+"""The last bits of a function of equal numbers depend on where they lie in a tensor."""
+
+
+class Merged(Mixed):
+    """The mixed skills of a group of layers, alike in all rows.
+
+    Each layer's `W + scale * A* B*` is made at its first call. It is a copy: other calls of the
+    model, in other threads, see its own weights.
+    """
+
+    def __init__(self, group: Group, a: Tensor, bs: Sequence[Tensor]) -> None:
+        super().__init__(group, a, bs)
+        self._weights: list[Tensor | None] = [None] * len(bs)
+
+    def output(self, place: int, x: Tensor) -> Tensor | None:
+        """See `Mixed.output`."""
+        if not self.group.can_fuse(x):
+            return None
+        base = self.group.bases[place]
+        weight = self._weights[place]
+        if weight is None:
+            weight = self._weights[place] = self._merge(place, x)
+        return nn.functional.linear(x, weight, base._parameters["bias"])
+
+    def _merge(self, place: int, x: Tensor) -> Tensor:
+        a, b = (factor[0].to(x.dtype) for factor in self.factors(place))
+        weight = self.group.bases[place]._parameters["weight"]
+        assert weight is not None
+        weight = weight.t() if self.group.is_transposed else weight
+        return weight.addmm(b.t(), a.t(), alpha=self.group.scale)
+
+
+def merge_rows(routing: Routing) -> None:
+    """Merge what is mixed, if all rows of the call have the same weights (but for rounding)."""
+    weights, factors = routing.weights, routing.factors
+    if weights is None or bool(((weights - weights[:, :1]).abs() > _EPSILON).any()):
+        return
+    routing.make_mixed = Merged
+    if factors:
+        merged = {id(m): Merged(m.group, m.a, m.bs) for m, _ in factors.values()}
+        routing.factors = {name: (merged[id(m)], place) for name, (m, place) in factors.items()}
