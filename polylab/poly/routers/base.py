@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -88,6 +88,13 @@ class Router(nn.Module, ABC):
     def n_gates(self) -> int:
         """Random numbers that one example needs in each head."""
         return self.n_skills
+
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """Parameters with a row for each task, of which a call reads those of its tasks only.
+
+        By name; the optimiser may leave the other rows alone (`optim.router=lazy`).
+        """
+        return {}
 
     def gates(self, task_ids: Ids) -> Weights | None:  # noqa: ARG002
         """`z = sigmoid(logits)` where the weights are normalised gates of a task, else None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polylab.poly.routers.base import Ids, Router, Weights, normalise, required
+from polylab.poly.routers.rows import rows_of
 from polylab.poly.routers.sampling import Sampler
 
 __all__ = ["CLOSED", "CPolyRouter", "TaskRouter"]
@@ -96,6 +97,10 @@ class TaskRouter(Router):
             uniform = self._draw(logits, ids)
         return self._spread(normalise(self.sampler(logits, uniform.to(logits.dtype))), ids)
 
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """See `Router.task_tables`."""
+        return {"module_logits": self.module_logits}
+
     def gates(self, task_ids: Ids) -> Weights:
         """`sigmoid(Z)` of the given tasks."""
         return self._spread(torch.sigmoid(self._logits([self], task_ids)), task_ids)[0]
@@ -130,8 +135,8 @@ class TaskRouter(Router):
     def _rows(
         self, tables: Sequence[Any], task_ids: Ids
     ) -> Float[Tensor, "routers *batch splits gates"]:
-        table = torch.stack([table.to(task_ids.device) for table in tables])
-        logits = table[:, task_ids].unflatten(-1, (self.n_splits, -1))
+        rows = rows_of([table.to(task_ids.device) for table in tables], task_ids)
+        logits = rows.unflatten(-1, (self.n_splits, -1))
         # A sum of 16-bit gates underflows where one of fp32 does not.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -194,6 +199,10 @@ class CPolyRouter(TaskRouter):
         ids = required(task_ids)
         ones = like.new_full((*ids.shape, self.n_splits, self.n_gates), 1 / self.n_gates)
         return self._spread(ones, ids)
+
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """See `Router.task_tables`."""
+        return {**super().task_tables(), "private_logits": self.private_logits}
 
     def copy_from(self, old: Router) -> None:
         """As `TaskRouter`, for both tables."""
