@@ -50,8 +50,8 @@ class LazyRows(torch.optim.Optimizer):
     ) -> None:
         super().__init__(dense.param_groups, dense.defaults)
         self._dense = dense
-        self._tables = [_Tables(parameters) for parameters in tables]
-        lazy = {id(p): tables for tables in self._tables for p in tables.parameters}
+        self._tables = [_Tables(alike) for alike in tables]
+        lazy = {id(p): alike for alike in self._tables for p in alike.parameters}
         self._others: list[list[nn.Parameter]] = []
         for index, group in enumerate(self.param_groups):
             self._others.append([p for p in group["params"] if id(p) not in lazy])
@@ -60,8 +60,8 @@ class LazyRows(torch.optim.Optimizer):
                     assert not group["weight_decay"]
                     lazy[id(parameter)].group = index
         self._task_ids: Tensor | None = None
-        for tables in self._tables:
-            tables.lay_out(self.state)
+        for alike in self._tables:
+            alike.lay_out(self.state)
 
     def mark(self, task_ids: Int64[Tensor, "*batch"]) -> None:
         """Say which tasks were in the batches since the last step: all of them, in one call."""
@@ -88,16 +88,16 @@ class LazyRows(torch.optim.Optimizer):
                     "optim.router=lazy steps the router rows of the tasks in the batch, and none "
                     "have been named since the last step: call optimizer.mark(task_ids) before it."
                 )
-            for tables in self._tables:
-                tables.step(self._task_ids, self.param_groups[tables.group], self.state)
+            for alike in self._tables:
+                alike.step(self._task_ids, self.param_groups[alike.group], self.state)
         self._task_ids = None
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's; moments move into storages side by side."""
         super().load_state_dict(state_dict)
-        for tables in self._tables:
-            tables.lay_out(self.state)
+        for alike in self._tables:
+            alike.lay_out(self.state)
 
     def _step_others(self) -> None:
         groups = zip(self.param_groups, self._others, strict=True)

@@ -49,12 +49,13 @@ class _Rows(torch.autograd.Function):
         ctx.shape = (len(tables), *tables[0].shape)
         table = side_by_side(tables)
         table = torch.stack(tables) if table is None else table
-        return table.index_select(1, ids.flatten()).view(len(tables), *ids.shape, -1)
+        return table.index_select(1, ids.flatten()).view(len(table), *ids.shape, table.shape[2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (ids,) = ctx.saved_tensors
-        rows, grad = ids.flatten(), grad.reshape(ctx.shape[0], -1, ctx.shape[2])
+        rows = ids.flatten()
+        grad = grad.reshape(ctx.shape[0], len(rows), ctx.shape[2])
         total = grad.new_zeros(ctx.shape)
         # Ids repeat: of the two operations each device has one that adds in a fixed order.
         if total.is_cuda:
