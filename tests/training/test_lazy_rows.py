@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polylab import PolyConfig, get_peft_model
+from polylab import PolyConfig, PolyModel, get_peft_model
 from polylab.poly.routers.rows import side_by_side
 from polylab.training.lazy_rows import LazyRows, task_tables
 from polylab.training.optim import OptimConfig, build_optimizer, clip_by_group, grad_norms
@@ -209,7 +209,7 @@ def test_gradients_of_their_own_storages_are_read_as_well():
 
 
 def test_tables_and_their_gradients_lie_side_by_side_in_the_order_of_the_forward():
-    model, optimizer = start("lazy", poly_type="c-poly", n_private=2, n_splits=1)
+    model, optimizer = start("lazy", poly_type="c-poly", n_private=5, n_splits=1)
     groups = task_tables(model)
     assert [len(group) for group in groups] == [3, 3]
     assert all(side_by_side(group) is not None for group in groups)
@@ -265,3 +265,27 @@ def test_a_step_for_no_tasks_is_refused():
     step(model, optimizer, [0, 1])
     with pytest.raises(RuntimeError, match=r"optim.router=lazy .* optimizer.mark\(task_ids\)"):
         optimizer.step()
+
+
+def test_a_run_of_the_routers_alone_steps_their_rows():
+    model, optimizer = start("lazy", trainable="router")
+    before = values(model)
+    assert [*before] == [*tables(model)]
+    step(model, optimizer, [5, 5])
+    for name, table in tables(model).items():
+        assert (table != before[name]).any(1).nonzero().tolist() == [[5]]
+
+
+def test_an_adapter_whose_tables_share_memory_is_saved_and_copied_as_ever(tmp_path):
+    model, optimizer = start("lazy")
+    step(model, optimizer, [0, 4])
+    model.save_pretrained(str(tmp_path))
+    torch.manual_seed(2)
+    found = PolyModel.from_pretrained(Net(), str(tmp_path))
+    loaded = tables(found)
+    copied = tables(copy.deepcopy(model))
+    step(model, optimizer, [0, 4], seed=1)
+    assert len(loaded) == len(copied) == 3
+    for name, table in tables(model).items():
+        assert torch.equal(loaded[name], copied[name])
+        assert not torch.equal(table, copied[name])

@@ -4,6 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from polylab.poly.routers import rows
+from polylab.poly.routers.rows import side_by_side
 from polylab.training.optim import OptimConfig, check_ranks
 
 STEPS = 8
@@ -32,7 +34,7 @@ class Watch(Callback):
         if trainer.global_step > len(self.tasks):
             self.tasks.append(self._ids)
             changed = [(p != self._before[n]).any(1).nonzero() for n, p in tables(module).items()]
-            self.moved.append([{*rows.flatten().tolist()} for rows in changed])
+            self.moved.append([{*places.flatten().tolist()} for places in changed])
             self._ids = set()
 
 
@@ -53,10 +55,27 @@ def test_a_step_moves_the_rows_of_all_its_batches(
     trainer.fit(module, make_data(batch_size=1))
     for tasks, moved in zip(watch.tasks, watch.moved, strict=True):
         assert moved
-        assert all(rows == tasks for rows in moved)
+        assert all(places == tasks for places in moved)
     assert {len(tasks) for tasks in watch.tasks} == ({1} if accumulate == 1 else {1, 2})
     assert len(trainer.loggers[0].series("grad_norm/router")) == STEPS
     assert trainer.loggers[0].series("lr/router")[1] == 0.05
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_a_forward_reads_all_tables_where_they_lie(
+    poly_module, make_data, make_trainer, monkeypatch, kind
+):
+    views = []
+
+    def watched(tables):
+        views.append(side_by_side(tables))
+        return views[-1]
+
+    monkeypatch.setattr(rows, "side_by_side", watched)
+    module = poly_module(kind, optim=OPTIM)
+    data = make_data(is_encoder_decoder=kind == "t5")
+    make_trainer(max_steps=2, limit_val_batches=0).fit(module, data)
+    assert [len(view) for view in views] == [len(tables(module))] * 2
 
 
 def test_accumulated_batches_take_the_step_of_a_whole_one(
