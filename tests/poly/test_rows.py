@@ -46,13 +46,6 @@ def test_gradients_have_gradients():
     assert torch.autograd.gradgradcheck(cubes, tables)
 
 
-@pytest.mark.parametrize("adjacent", [True, False])
-def test_compiled_rows_are_the_same(adjacent):
-    tables = make_tables(adjacent=adjacent)
-    compiled = torch.compile(rows_of, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(tables, IDS[0]), rows_of(tables, IDS[0]))
-
-
 def test_neighbours_are_one_view():
     flat = torch.randn(4, 2, 3)
     view = side_by_side([flat[1], flat[2], flat[3]])

@@ -100,8 +100,12 @@ class Router(nn.Module, ABC):
         """`z = sigmoid(logits)` where the weights are normalised gates of a task, else None."""
         return None
 
-    def uniform(self, task_ids: Ids | None, like: Weights) -> Weights:  # noqa: ARG002
-        """Equal weights of all skills that these tasks may use, in the shape of `like`."""
+    def uniform(
+        self,
+        task_ids: Ids | None,  # noqa: ARG002
+        like: Float[Tensor, "*rows splits skills"],
+    ) -> Float[Tensor, "*shape splits skills"]:
+        """Equal weights of all skills that these tasks may use, that broadcast to `like`."""
         return torch.full_like(like, 1 / like.shape[-1])
 
     def copy_from(self, old: Router) -> None:

@@ -140,7 +140,11 @@ class TaskRouter(Router):
         # A sum of 16-bit gates underflows where one of fp32 does not.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _spread(self, weights: Weights, task_ids: Ids) -> Weights:  # noqa: ARG002
+    def _spread(
+        self,
+        weights: Float[Tensor, "*rows splits gates"],
+        task_ids: Ids,  # noqa: ARG002
+    ) -> Float[Tensor, "*rows splits skills"]:
         """From gates to skills of the bank: here the same."""
         return weights
 
@@ -194,7 +198,9 @@ class CPolyRouter(TaskRouter):
         super().reset()
         nn.init.uniform_(self.private_logits, -1e-3, 1e-3)
 
-    def uniform(self, task_ids: Ids | None, like: Weights) -> Weights:
+    def uniform(
+        self, task_ids: Ids | None, like: Float[Tensor, "*rows splits skills"]
+    ) -> Float[Tensor, "*shape splits skills"]:
         """Equal weights of the shared skills and the task's private ones."""
         ids = required(task_ids)
         ones = like.new_full((*ids.shape, self.n_splits, self.n_gates), 1 / self.n_gates)
@@ -221,7 +227,9 @@ class CPolyRouter(TaskRouter):
         private = self._rows([router.private_logits for router in routers], task_ids)
         return torch.cat([super()._logits(routers, task_ids), private], dim=-1)
 
-    def _spread(self, weights: Weights, task_ids: Ids) -> Weights:
+    def _spread(
+        self, weights: Float[Tensor, "*rows splits gates"], task_ids: Ids
+    ) -> Float[Tensor, "*rows splits skills"]:
         shared, private = weights.split([self.n_shared, self.n_private], dim=-1)
         own = self.n_private * task_ids[..., None] + torch.arange(
             self.n_private, device=task_ids.device
