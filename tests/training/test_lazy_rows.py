@@ -289,3 +289,20 @@ def test_an_adapter_whose_tables_share_memory_is_saved_and_copied_as_ever(tmp_pa
     for name, table in tables(model).items():
         assert torch.equal(loaded[name], copied[name])
         assert not torch.equal(table, copied[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_never_waits_for_the_device():
+    model = make().cuda()
+    optimizer = build_optimizer(model, OptimConfig(router="lazy", **SETTINGS))
+    x, ids = torch.randn(3, 4, device="cuda"), torch.tensor([2, 0, 2], device="cuda")
+    for mode in ("default", "error", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            model(x, task_ids=ids).square().mean().backward()
+            optimizer.mark(ids)
+            optimizer.step()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.state[next(iter(tables(model).values()))]["step"].tolist()[:3] == [3, 0, 3]
