@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import growth
 import results
 import steps
 import torch
 
-KINDS = {"steps": steps}
+KINDS = {"steps": steps, "growth": growth}
 
 
 def main() -> None:

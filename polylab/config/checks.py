@@ -87,7 +87,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.keep_input": ("end", "start"),
     "optim.name": ("adamw", "adam", "adafactor"),
     "optim.schedule": ("constant", "linear", "cosine"),
-    "optim.router": ("dense",),
+    "optim.router": ("dense", "lazy"),
     "callbacks.checkpoint.mode": ("max", "min"),
 }  # fmt: skip
 

@@ -17,12 +17,15 @@ from polylab.training.checkpoint import check_task_names, check_trainable_state,
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
 from polylab.training.generation import generate_texts
+from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
 from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
     build_schedule,
+    check_ranks,
+    check_router_steps,
     clip_by_group,
     grad_norms,
     scale_gradients,
@@ -116,6 +119,7 @@ class PolyModule(LightningModule):
         self._norms: dict[str, Tensor] = {}
         self._prior: Tensor | None = None
         self._window: list[Tensor] = []  # label tokens of the batches since the previous step
+        self._task_ids: list[Tensor] = []  # of the same batches
         self._logged_step = 0
         self.strict_loading = False  # the frozen part is not in the file; see on_load_checkpoint
         self.train()  # from_pretrained gives eval mode, which Lightning would keep
@@ -127,6 +131,7 @@ class PolyModule(LightningModule):
                 f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
                 f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
             )
+        check_ranks(self.optim, self.trainer.world_size)
         self._anneal()  # a wrong length is refused now, not after hours
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
@@ -144,6 +149,7 @@ class PolyModule(LightningModule):
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         losses, tokens, prior, _ = self._training_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
+        self._task_ids.append(batch["task_ids"].flatten())
         self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
         loss = losses.sum() * self.trainer.world_size / self._window[0]
@@ -171,10 +177,13 @@ class PolyModule(LightningModule):
         return is_own and self.device.type == "cpu"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """With accumulation: to the mean over the tokens of the whole global batch.
+        """Say which tasks the step is for; scale to the mean over the whole global batch's tokens.
 
         Batches differ in tokens, so that the mean of their means would depend on the slicing.
         """
+        if isinstance(optimizer, LazyRows):
+            optimizer.mark(torch.cat(self._task_ids))
+        self._task_ids.clear()
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             scale_gradients(optimizer, scale)
@@ -290,15 +299,16 @@ class PolyModule(LightningModule):
         """Check the file against the model; when fitting, also continue its random streams.
 
         Raises:
-            ValueError: If its tasks or its trainable parameters are not the model's.
+            ValueError: If its tasks or its trainable parameters are not the model's, or its routers
+                were optimised in another way.
         """
-        check_task_names(
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["task_names"], self.task_names
-        )
+        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]
+        check_task_names(saved["task_names"], self.task_names)
         check_trainable_state(self, checkpoint["state_dict"])
         self.model.set_uniform_share(checkpoint[STATE_KEY]["uniform_share"])
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        check_router_steps(saved["optim"]["router"], self.optim)
         rank, state = self.global_rank, checkpoint[STATE_KEY]
         self._losses.load_state_dict(state["losses"], keep_pending=rank == 0)
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from polylab.training.lazy_rows import LazyRows, task_tables
+
 Number = float | int  # YAML writes whole numbers without a point
 GROUPS = ("skills", "router", "other")
 OPTIMIZERS = ("adamw", "adam", "adafactor")
+ROUTERS = ("dense", "lazy")
 SCHEDULES = ("constant", "linear", "cosine")
 _SKILL_NAMES = ("poly_lora_A", "poly_lora_B")
 _ROUTER_NAME = "poly_router"
@@ -50,7 +53,8 @@ class OptimConfig:
     clip: Number | None = None
     """Largest gradient norm, of each group by itself; None does not clip."""
     router: str = "dense"
-    """`dense`: the optimiser steps every router row, also of tasks that a batch lacks."""
+    """`dense`: the optimiser steps every router row, also of tasks that a batch lacks; `lazy`: only
+    those of tasks that were in the batches since the last step (adamw and adam, on one rank)."""
     anneal_steps: int = 0
     """Over the last so many steps the routing is annealed to uniform (Poly-mu, MHR-mu)."""
 
@@ -61,11 +65,16 @@ class OptimConfig:
             raise ValueError("; ".join(problems) + ".")
 
     def _problems(self) -> Iterable[str]:
-        choices = (("name", OPTIMIZERS), ("schedule", SCHEDULES), ("router", ("dense",)))
+        choices = (("name", OPTIMIZERS), ("schedule", SCHEDULES), ("router", ROUTERS))
         for field, valid in choices:
             if getattr(self, field) not in valid:
                 given, names = getattr(self, field), ", ".join(valid)
                 yield f"optim.{field}={given} is not available; choose one of: {names}"
+        if self.router == "lazy" and self.name == "adafactor":
+            yield (
+                "optim.router=lazy does not go with optim.name=adafactor; give optim.name=adamw or "
+                "adam, or optim.router=dense"
+            )
         for field in ("lr", "router_lr", "other_lr", "weight_decay", "warmup", "eps"):
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -121,7 +130,10 @@ def _group_of(name: str) -> str:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """One optimiser with a parameter group per non-empty group, called by its name."""
+    """One optimiser with a parameter group per non-empty group, called by its name.
+
+    With `optim.router=lazy` a `LazyRows`, which must be told the tasks of each step.
+    """
     groups = [
         {
             "params": list(members.values()),
@@ -137,7 +149,34 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         # with parameter scaling the step of B would start at B's own size, which is 0
         return Adafactor(groups, lr=config.lr, scale_parameter=False, relative_step=False)
     kind: Any = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return LazyRows(optimizer, task_tables(model)) if config.router == "lazy" else optimizer
+
+
+def check_ranks(config: OptimConfig, world_size: int) -> None:
+    """Refuse what needs all of a batch on one device.
+
+    Raises:
+        ValueError: If router rows are stepped lazily on several ranks.
+    """
+    if config.router == "lazy" and world_size > 1:
+        raise ValueError(
+            f"optim.router=lazy on {world_size} ranks is not available: each would step the rows "
+            "of its own tasks only. Give trainer.devices=1, or optim.router=dense."
+        )
+
+
+def check_router_steps(saved: str, config: OptimConfig) -> None:
+    """Refuse a checkpoint whose optimiser counts the routers' steps in another way.
+
+    Raises:
+        ValueError: If its `optim.router` differs.
+    """
+    if saved != config.router:
+        raise ValueError(
+            f"the checkpoint was trained with optim.router={saved}, and this run has "
+            f"optim.router={config.router}: give optim.router={saved} to continue it."
+        )
 
 
 def build_schedule(

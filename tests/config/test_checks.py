@@ -15,7 +15,7 @@ from polylab.config.errors import ConfigError
 from polylab.data.prompts import Prompt
 from polylab.poly import config_checks
 from polylab.training import OptimConfig, RunCheckpoint
-from polylab.training.optim import OPTIMIZERS, SCHEDULES
+from polylab.training.optim import OPTIMIZERS, ROUTERS, SCHEDULES
 
 FINE = {
     "seed": 0,
@@ -90,7 +90,7 @@ def test_choices_are_those_of_what_is_built() -> None:
         "data.keep_input": ("end", "start"),
         "optim.name": OPTIMIZERS,
         "optim.schedule": SCHEDULES,
-        "optim.router": ("dense",),
+        "optim.router": ROUTERS,
         "callbacks.checkpoint.mode": ("max", "min"),
     }
     adapter = {**config_checks._CHOICES, **config_checks._OPEN_CHOICES}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CompileConfig
 
+from polylab.poly.routers.rows import rows_of
 from tests.poly.tiny import gradients, inputs_of, poly, task_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,3 +63,9 @@ def test_compiled_decoding_uses_one_graph_for_all_ids(kind, poly_type):
         found = model.generate(prompts, **how, **static)
         assert torch.equal(found, model.generate(prompts, **how))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_rows_of_tables_are_the_same():
+    flat, ids = torch.randn(3, 5, 4), torch.tensor([4, 0, 4])
+    compiled = torch.compile(rows_of, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled([*flat], ids), rows_of([*flat], ids))

@@ -217,7 +217,7 @@ def test_a_sanity_check_leaves_no_result(poly_module, make_data, make_trainer):
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"num_beams": 0}, "num_beams=0 must be at least 1"),
         ({"task_names": ["a", "b", "a"]}, "task_names holds a twice"),
-        ({"optim": {"router": "lazy"}}, "optim.router=lazy is not available"),
+        ({"optim": {"router": "idle"}}, "optim.router=idle is not available"),
     ],
 )
 def test_wrong_arguments_are_named(poly_module, settings, message):

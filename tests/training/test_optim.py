@@ -99,7 +99,11 @@ def test_adafactor_moves_a_parameter_at_zero_by_its_rate():
     ("settings", "message"),
     [
         ({"name": "sgd"}, "optim.name=sgd is not available; choose one of: adamw, adam, adafactor"),
-        ({"router": "lazy"}, "optim.router=lazy is not available; choose one of: dense"),
+        ({"router": "idle"}, "optim.router=idle is not available; choose one of: dense, lazy"),
+        (
+            {"router": "lazy", "name": "adafactor"},
+            "optim.router=lazy does not go with optim.name=adafactor; give optim.name=adamw or",
+        ),
         ({"schedule": "step"}, "optim.schedule=step is not .*: constant, linear, cosine"),
         ({"lr": -1.0}, "optim.lr=-1.0 must be a finite number of at least 0"),
         ({"router_lr": math.nan}, "optim.router_lr=nan must be a finite"),

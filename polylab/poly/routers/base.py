@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -89,12 +89,23 @@ class Router(nn.Module, ABC):
         """Random numbers that one example needs in each head."""
         return self.n_skills
 
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """Parameters with a row for each task, of which a call reads those of its tasks only.
+
+        By name; the optimiser may leave the other rows alone (`optim.router=lazy`).
+        """
+        return {}
+
     def gates(self, task_ids: Ids) -> Weights | None:  # noqa: ARG002
         """`z = sigmoid(logits)` where the weights are normalised gates of a task, else None."""
         return None
 
-    def uniform(self, task_ids: Ids | None, like: Weights) -> Weights:  # noqa: ARG002
-        """Equal weights of all skills that these tasks may use, in the shape of `like`."""
+    def uniform(
+        self,
+        task_ids: Ids | None,  # noqa: ARG002
+        like: Float[Tensor, "*rows splits skills"],
+    ) -> Float[Tensor, "*shape splits skills"]:
+        """Equal weights of all skills that these tasks may use, that broadcast to `like`."""
         return torch.full_like(like, 1 / like.shape[-1])
 
     def copy_from(self, old: Router) -> None:

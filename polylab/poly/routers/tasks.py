@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polylab.poly.routers.base import Ids, Router, Weights, normalise, required
+from polylab.poly.routers.rows import rows_of
 from polylab.poly.routers.sampling import Sampler
 
 __all__ = ["CLOSED", "CPolyRouter", "TaskRouter"]
@@ -96,6 +97,10 @@ class TaskRouter(Router):
             uniform = self._draw(logits, ids)
         return self._spread(normalise(self.sampler(logits, uniform.to(logits.dtype))), ids)
 
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """See `Router.task_tables`."""
+        return {"module_logits": self.module_logits}
+
     def gates(self, task_ids: Ids) -> Weights:
         """`sigmoid(Z)` of the given tasks."""
         return self._spread(torch.sigmoid(self._logits([self], task_ids)), task_ids)[0]
@@ -130,12 +135,16 @@ class TaskRouter(Router):
     def _rows(
         self, tables: Sequence[Any], task_ids: Ids
     ) -> Float[Tensor, "routers *batch splits gates"]:
-        table = torch.stack([table.to(task_ids.device) for table in tables])
-        logits = table[:, task_ids].unflatten(-1, (self.n_splits, -1))
+        rows = rows_of([table.to(task_ids.device) for table in tables], task_ids)
+        logits = rows.unflatten(-1, (self.n_splits, -1))
         # A sum of 16-bit gates underflows where one of fp32 does not.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _spread(self, weights: Weights, task_ids: Ids) -> Weights:  # noqa: ARG002
+    def _spread(
+        self,
+        weights: Float[Tensor, "*rows splits gates"],
+        task_ids: Ids,  # noqa: ARG002
+    ) -> Float[Tensor, "*rows splits skills"]:
         """From gates to skills of the bank: here the same."""
         return weights
 
@@ -189,11 +198,17 @@ class CPolyRouter(TaskRouter):
         super().reset()
         nn.init.uniform_(self.private_logits, -1e-3, 1e-3)
 
-    def uniform(self, task_ids: Ids | None, like: Weights) -> Weights:
+    def uniform(
+        self, task_ids: Ids | None, like: Float[Tensor, "*rows splits skills"]
+    ) -> Float[Tensor, "*shape splits skills"]:
         """Equal weights of the shared skills and the task's private ones."""
         ids = required(task_ids)
         ones = like.new_full((*ids.shape, self.n_splits, self.n_gates), 1 / self.n_gates)
         return self._spread(ones, ids)
+
+    def task_tables(self) -> Mapping[str, nn.Parameter]:
+        """See `Router.task_tables`."""
+        return {**super().task_tables(), "private_logits": self.private_logits}
 
     def copy_from(self, old: Router) -> None:
         """As `TaskRouter`, for both tables."""
@@ -212,7 +227,9 @@ class CPolyRouter(TaskRouter):
         private = self._rows([router.private_logits for router in routers], task_ids)
         return torch.cat([super()._logits(routers, task_ids), private], dim=-1)
 
-    def _spread(self, weights: Weights, task_ids: Ids) -> Weights:
+    def _spread(
+        self, weights: Float[Tensor, "*rows splits gates"], task_ids: Ids
+    ) -> Float[Tensor, "*rows splits skills"]:
         shared, private = weights.split([self.n_shared, self.n_private], dim=-1)
         own = self.n_private * task_ids[..., None] + torch.arange(
             self.n_private, device=task_ids.device
