@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import curve
+import decode
 import growth
 import results
 import steps
 import torch
 
-KINDS = {"steps": steps, "growth": growth}
+KINDS = {"steps": steps, "decode": decode, "growth": growth, "curve": curve}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts
 from polylab.poly.config import PolyConfig
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.linears import check_splits, features_of, float_dtype_of
+from polylab.poly.merged import mixed_of
 from polylab.poly.patterns import rank_of, scaling_of
 from polylab.poly.routers import Router, make_router
 from polylab.poly.routing import Routing, TaskIds, current
@@ -221,7 +222,7 @@ class PolyLayer(nn.Module):
             x = nn.functional.dropout(x, p, self.training) if p else x
             return y + self._update_tokens(x, weights).to(y.dtype).reshape(y.shape)
         a, b = self._factors(weights, routing)
-        mixed = routing.make_mixed(Group([self.base_layer], self.scaling[name]), a, [b])
+        mixed = mixed_of(routing, Group([self.base_layer], self.scaling[name]), a, [b])
         if routing.factors is not None and not routing.is_local:
             routing.factors[self.name] = mixed, 0
         return self._add(x, mixed, 0, *args, **kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.routing import Routing
 
-__all__ = ["merge_rows"]
+__all__ = ["merge_rows", "mixed_of"]
 
 _EPSILON = 1e-6
 """The last bits of a function of equal numbers depend on where they lie in a tensor."""
@@ -45,11 +45,19 @@ class Merged(Mixed):
 
 
 def merge_rows(routing: Routing) -> None:
-    """Merge what is mixed, if all rows of the call have the same weights (but for rounding)."""
-    weights, factors = routing.weights, routing.factors
+    """Route one row for all, and merge what is mixed, if all have the same weights.
+
+    Those of one task may differ in their last bits.
+    """
+    weights = routing.weights
     if weights is None or bool(((weights - weights[:, :1]).abs() > _EPSILON).any()):
         return
-    routing.make_mixed = Merged
-    if factors:
-        merged = {id(m): Merged(m.group, m.a, m.bs) for m, _ in factors.values()}
-        routing.factors = {name: (merged[id(m)], place) for name, (m, place) in factors.items()}
+    routing.weights = weights[:, :1]
+    if routing.task_ids is not None:
+        routing.task_ids = routing.task_ids[:1]
+    routing.merges = True
+
+
+def mixed_of(routing: Routing, group: Group, a: Tensor, bs: Sequence[Tensor]) -> Mixed:
+    """What holds mixed skills in a call."""
+    return Merged(group, a, bs) if routing.merges else Mixed(group, a, bs)

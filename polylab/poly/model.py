@@ -17,7 +17,6 @@ from polylab.poly.calls import RoutedModule
 from polylab.poly.config import PolyConfig
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.inspection import call_weights
-from polylab.poly.merged import merge_rows
 from polylab.poly.observing import observe_prompts
 from polylab.poly.prior_loss import add_to_output, prior_loss
 from polylab.poly.routed import RoutedModel
@@ -151,10 +150,11 @@ class PolyModel(RoutedModel):
             ValueError: As `forward`; or if an input router gets its prompt in chunks.
         """
         inputs = named_inputs(["inputs"], args, kwargs)
-        routing = self._make_routing(inputs, task_ids, prompt_mask=prompt_mask, packable=False)
+        routing = self._make_routing(
+            inputs, task_ids, prompt_mask=prompt_mask, packable=False, merges=True
+        )
         if routing.factors is None:
             routing.factors = {}
-        merge_rows(routing)
         if routing.reads == "prompt" and not self._encoder_decoder:
             go_on(routing, inputs, adapter_name=self.active_adapter)
             routing.prompt_tokens = batch_shape(inputs)[1]

@@ -17,9 +17,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from polylab.poly.combining import AverageFactors
-from polylab.poly.fused import Group, Mixed
+from polylab.poly.fused import Group
 from polylab.poly.layers import PolyLayer
 from polylab.poly.linears import float_dtype_of
+from polylab.poly.merged import mixed_of
 from polylab.poly.routers import Router
 from polylab.poly.routing import Routing
 from polylab.poly.stacks import Layout, mix
@@ -108,7 +109,7 @@ class Plan:
             b |= own_b
         factors = routing.factors = {}
         for group, names in self._groups:
-            mixed = Mixed(group, a[names[0]], [b[name] for name in names])
+            mixed = mixed_of(routing, group, a[names[0]], [b[name] for name in names])
             for place, name in enumerate(names):
                 factors[name] = mixed, place
 

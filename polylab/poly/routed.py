@@ -17,6 +17,7 @@ from polylab.poly.calls import check_prompt_mask, check_segment_ids, guard_check
 from polylab.poly.config import PolyConfig
 from polylab.poly.inspection import task_gates, task_weights
 from polylab.poly.interventions import Subject, parse_intervention
+from polylab.poly.merged import merge_rows
 from polylab.poly.noise import KeyedNoise
 from polylab.poly.plans import Plan
 from polylab.poly.prior_loss import WeightedPrior, make_priors
@@ -94,6 +95,7 @@ class RoutedModel(AdaptedModel):
         packable: bool = True,
         noiseless: bool = False,
         mixes: bool = True,
+        merges: bool = False,
     ) -> Routing:
         """The routing of a call with these inputs.
 
@@ -105,6 +107,7 @@ class RoutedModel(AdaptedModel):
             packable: Rows may have an id per token.
             noiseless: No noise in training mode either.
             mixes: Layers will be called.
+            merges: Often: where all rows are routed alike, skills are to be merged.
         """
         if self.training:
             guard_checkpoints(self._checkpointable)
@@ -131,12 +134,12 @@ class RoutedModel(AdaptedModel):
                 task_ids = override.intervention.default_ids(batch)
             self._set_task_ids(routing, task_ids, router, batch=batch, seq=packed_seq)
         if router.reads is None:
-            self._route_ahead(routing, mixes=mixes)
+            self._route_ahead(routing, mixes=mixes, merges=merges)
         elif self.peft_config[self.active_adapter].router_input == "embeddings":
             routing.weigh_shared = self._plan.weigh
         return routing
 
-    def _route_ahead(self, routing: Routing, *, mixes: bool) -> None:
+    def _route_ahead(self, routing: Routing, *, mixes: bool, merges: bool) -> None:
         """Evaluate all routers and mix all skills before the base model runs, where that pays."""
         if not self._plan.is_current:
             self._plan = Plan(self.active_layers(), self.active_adapter)
@@ -144,6 +147,8 @@ class RoutedModel(AdaptedModel):
         if ids is not None and ids.ndim == 2 and not plan.shares_routers:
             return  # weights of every token in every layer at once would fill the memory
         plan.weigh(routing)
+        if merges:
+            merge_rows(routing)
         remakes = self.training and torch.is_grad_enabled() and self._is_checkpointing()
         if mixes and not remakes and plan.can_mix and (ids is None or ids.ndim == 1):
             plan.mix(routing)

@@ -70,8 +70,8 @@ class Routing:
     factors: dict[str, tuple[Mixed, int]] | None = None
     """Mixed skills by layer, and its place among them: of all layers from the start, or kept by
     each for what follows."""
-    make_mixed: type[Mixed] = Mixed
-    """What holds them, where a layer mixes by itself."""
+    merges: bool = False
+    """All rows are routed alike: skills are merged into copies of the weights."""
     records: dict[str, Tensor] | None = None
     """The weights of each layer, where someone asked for them."""
     is_local: bool = False
