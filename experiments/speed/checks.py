@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def same_as_peft(ours: Contender, theirs: Contender, batch: dict[str, Tensor]) -> dict[str, float]:
-    """Losses and gradients of polylab's Poly and of PEFT's, with its weights and draws.
+    """Losses and gradients of polylab's Poly and of PEFT's, with its weights.
 
     Both get skills that do something: at the start B is zero. The weights are put back.
 
@@ -28,8 +28,9 @@ def same_as_peft(ours: Contender, theirs: Contender, batch: dict[str, Tensor]) -
                 parameter.normal_(std=0.02)
         for mine, its in zip(ours.trained, theirs.trained, strict=True):
             mine.copy_(its)
-    loss, found = ours.gradients(batch)
-    wanted_loss, wanted = theirs.gradients(batch)
+    # without noise: on CUDA a draw for many layers has other numbers than many draws
+    loss, found = _without_noise(ours, batch)
+    wanted_loss, wanted = _without_noise(theirs, batch)
     worst = compare(
         f"{ours.name} and {theirs.name}",
         (loss, [*found.values()]),
@@ -41,6 +42,15 @@ def same_as_peft(ours: Contender, theirs: Contender, batch: dict[str, Tensor]) -
             for parameter, data in zip(contender.trained, kept, strict=True):
                 parameter.copy_(data)
     return worst
+
+
+def _without_noise(
+    contender: Contender, batch: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    contender.model.eval()
+    found = contender.gradients(batch)
+    contender.model.train()
+    return found
 
 
 def tolerance_of(contender: Contender) -> float:

@@ -28,13 +28,12 @@ class Merged(Mixed):
 
     def output(self, place: int, x: Tensor) -> Tensor | None:
         """See `Mixed.output`."""
-        if not self.group.can_fuse(x):
-            return None
-        base = self.group.bases[place]
         weight = self._weights[place]
         if weight is None:
+            if not self.group.can_fuse(x):
+                return None
             weight = self._weights[place] = self._merge(place, x)
-        return nn.functional.linear(x, weight, base._parameters["bias"])
+        return nn.functional.linear(x, weight, self.group.bases[place]._parameters["bias"])
 
     def _merge(self, place: int, x: Tensor) -> Tensor:
         a, b = (factor[0].to(x.dtype) for factor in self.factors(place))
