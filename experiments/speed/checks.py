@@ -54,9 +54,9 @@ def _without_noise(
 
 
 def tolerance_of(contender: Contender) -> float:
-    """How far rounding may take a gradient: half of bfloat16's digits are those of one product."""
+    """How far rounding may take all gradients together: of 16 bits, through up to 32 blocks."""
     dtypes = {p.dtype for p in contender.model.parameters() if not p.requires_grad}
-    return 0.05 if torch.bfloat16 in dtypes else 1e-4
+    return 0.1 if torch.bfloat16 in dtypes else 1e-4
 
 
 def compare(
