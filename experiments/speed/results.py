@@ -27,7 +27,7 @@ def where(device: str) -> dict[str, str]:
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "polylab": polylab.__version__,
-        "command": "python " + " ".join(["experiments/speed/bench.py", *sys.argv[1:]]),
+        "command": "python " + " ".join(["experiments/speed/bench.py", *_arguments()]),
     }
 
 
@@ -46,6 +46,15 @@ def save(path: Path, rows: Sequence[Mapping[str, Any]], *, device: str, **more: 
     """Write rows, machine and command as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**where(device), **more, "rows": [*rows]}, indent=1) + "\n")
+
+
+def _arguments() -> list[str]:
+    """Those of the command, without the file that the results go to."""
+    given = sys.argv[1:]
+    if "--save" in given:
+        place = given.index("--save")
+        del given[place : place + 2]
+    return given
 
 
 def _cell(value: Any) -> str:

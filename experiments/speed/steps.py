@@ -102,9 +102,9 @@ def _get_ready(
 
 
 def _peak(contender: Contender, batch: dict[str, Tensor], device: str) -> float | None:
-    """GiB that a step needs beside what is there before it, without the trained gradients.
+    """GiB that a step needs at most, beside what is there before it.
 
-    Those, the parameters and the optimiser's state grow with the skills alone.
+    That is without the skills' parameters and the optimiser's state: 12 bytes for each number.
     """
     if device == "cpu":
         return None
@@ -113,5 +113,4 @@ def _peak(contender: Contender, batch: dict[str, Tensor], device: str) -> float 
     torch.cuda.reset_peak_memory_stats()
     contender.step(batch)
     wait(device)
-    gradients = sum(p.numel() * p.element_size() for p in contender.trained)
-    return (torch.cuda.max_memory_allocated() - before - gradients) / 2**30
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
