@@ -165,9 +165,8 @@ def build_trainer(
 
     from polylab.training import AtomicCheckpointIO
 
-    arguments = _plain(cfg.trainer)
-    del arguments["compile"]  # of the model: see build_parts
-    given = [*arguments]
+    node = lightning_node(cfg.trainer)
+    arguments = _plain(node)
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
     arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
@@ -175,10 +174,15 @@ def build_trainer(
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     try:
         with user_mistakes("trainer"):
-            check_arguments(Trainer, OmegaConf.masked_copy(cfg.trainer, [*given]), key="trainer")
+            check_arguments(Trainer, node, key="trainer")
             return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def lightning_node(trainer: DictConfig) -> DictConfig:
+    """Return the keys of `trainer` that are Lightning's: all but `compile`."""
+    return OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key != "compile"])
 
 
 def _validation_interval(trainer: DictConfig) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from polylab.config.launch import register
 from polylab.config.paths import config_folder
 from polylab.config.targets import check_arguments, check_targets
-from polylab.parts import SOURCE_KEYS
+from polylab.parts import SOURCE_KEYS, lightning_node
 
 CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
@@ -49,7 +49,7 @@ def _check(cfg: DictConfig) -> None:
         if cfg[key] is not None:
             check_targets(cfg[key], key=key)
     check_arguments(load_backbone, cfg.backbone, key="backbone")
-    check_arguments(Trainer, cfg.trainer, key="trainer")
+    check_arguments(Trainer, lightning_node(cfg.trainer), key="trainer")
     check_arguments(OptimConfig, cfg.optim, key="optim")
     OptimConfig(**_plain(cfg.optim))
     if cfg.adapter is not None:

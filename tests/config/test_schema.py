@@ -31,6 +31,8 @@ DIFFERENT = {
     "AdapterSchema": {"noise_source", "priors", "router", "rank_pattern", "alpha_pattern"},
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
+# keys that the program reads itself
+OWN = {"TrainerSchema": {"compile"}}
 PAIRS: list[tuple[type, Callable[..., Any]]] = [
     (schema.BackboneSchema, load_backbone),
     (schema.AdapterSchema, PolyConfig),
@@ -59,6 +61,7 @@ def _theirs(node: type, target: Callable[..., Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("node", "target"), PAIRS, ids=[node.__name__ for node, _ in PAIRS])
 def test_names_and_defaults(node: type, target: Callable[..., Any]) -> None:
     ours, theirs = _ours(node), _theirs(node, target)
+    ours = {name: ours[name] for name in set(ours) - OWN.get(node.__name__, set())}
     assert set(ours) == set(theirs)
     for name in set(ours) - DIFFERENT.get(node.__name__, set()):
         if theirs[name] is not inspect.Parameter.empty:
