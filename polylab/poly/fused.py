@@ -1,17 +1,4 @@
-"""Frozen linear layers that read one input, and their updates, in few launches.
-
-An update `scale * (x A*) B*` of low rank costs little arithmetic; its price is the activations that
-pass through memory once more. So the update is computed first, and the big product `x W` is added
-onto it where its result is written anyway; in the backward the same for the gradient of x. Layers
-that read the same x (q, k and v) share one product with their A*'s side by side, and the sum of
-their gradients of x.
-
-Eager calls go through an `autograd.Function`, and spend as little as they can in Python: a small
-model waits for it. A compiler sees large calls as one opaque operator of the same arithmetic:
-traced, its additions in place would become passes over memory again (and torch 2.11 returns zero
-gradients for a compiled function that changes its output in place). Of small ones it is given the
-formula, whose calls cost it no Python.
-"""
+"""Frozen linear layers that read one input, grouped, and what is mixed for them in a call."""
 
 from __future__ import annotations
 
@@ -21,15 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from polylab.poly.products import routed_linears
+
 __all__ = ["Group", "Mixed"]
-
-import os
-
-_LARGE = float(os.environ.get("LARGE", 3e10))
-"""Multiplications from which on a device computes longer than Python takes to ask for it."""
 
 
 class Group:
@@ -106,14 +89,7 @@ class Group:
         biases: list[Any] = [base._parameters["bias"] for base in self.bases]
         if biases[0] is None:
             biases = []
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _compute(x, weights, biases, a, bs, self.scale, self.is_transposed)[1]
-        if not torch.compiler.is_compiling():
-            return _Fused.apply(x, a, (weights, biases, self.scale, self.is_transposed), *bs)
-        is_small = rows * sum(weight.numel() for weight in weights) < _LARGE
-        if is_small or not torch.compiler.is_dynamo_compiling():  # an export needs no polylab
-            return _compose(x, weights, biases, a, bs, self.scale, self.is_transposed)
-        return _compute_op(x, weights, biases, a, bs, self.scale, self.is_transposed)[1:]
+        return routed_linears(x, weights, biases, a, bs, self.scale, self.is_transposed)
 
 
 class Mixed:
@@ -144,200 +120,3 @@ class Mixed:
         """A* and B* of the layer at `place`."""
         rank = self.a.shape[-1] // len(self.bs)
         return self.a.narrow(-1, place * rank, rank), self.bs[place]
-
-
-def _compose(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-) -> list[Tensor]:
-    """The outputs, in operators that autograd and compilers know."""
-    n, rank = len(bs[0]), bs[0].shape[1]
-    hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a).view(n, -1, a.shape[2])
-    owns = [hidden] if len(bs) == 1 else hidden.split(rank, dim=2)
-    outputs = []
-    for i, (weight, own, b) in enumerate(zip(weights, owns, bs, strict=True)):
-        weight = weight.t() if is_transposed else weight
-        y = nn.functional.linear(x, weight, biases[i] if biases else None)
-        outputs.append(y + (scale * torch.bmm(own, b)).view(y.shape))
-    return outputs
-
-
-def _compute(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """The hidden `scale * x A*`, and the outputs."""
-    n, d_in, shape = len(bs[0]), a.shape[1], x.shape
-    flat = x.reshape(-1, d_in)
-    is_split = len(shape) == 3 and shape[0] == n
-    if len(a) != n:
-        hidden = torch.mm(flat, a[0]).view(n, -1, a.shape[2])
-    else:
-        hidden = torch.bmm(x if is_split else flat.view(n, -1, d_in), a)
-    if scale != 1:
-        hidden.mul_(scale)
-    outputs, rank, start = [], bs[0].shape[1], 0
-    for i, b in enumerate(bs):
-        own = hidden if len(bs) == 1 else hidden.narrow(2, start, rank)
-        weight = weights[i] if is_transposed else weights[i].t()
-        start, width = start + rank, b.shape[2]
-        if biases:
-            y = torch.addmm(biases[i], flat, weight)
-            y.view(n, -1, width).baddbmm_(own, b)
-        else:
-            y = torch.bmm(own, b)
-            y.view(-1, width).addmm_(flat, weight)
-        outputs.append(y if is_split and not biases else y.view(*shape[:-1], width))
-    return hidden, outputs
-
-
-def _differentiate(
-    grads: Sequence[Tensor | None],
-    x: Tensor,
-    hidden: Tensor,
-    weights: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-    needs_x: bool,
-    needs_factors: bool,
-) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Gradients of x, of A*, and of each B*."""
-    n, d_in, rank, start = len(bs[0]), a.shape[1], bs[0].shape[1], 0
-    spread = torch.empty_like(hidden)  # gradient of `x A*`
-    flats: list[Tensor | None] = []
-    b_grads: list[Tensor | None] = []
-    for grad, b in zip(grads, bs, strict=True):
-        to, own = spread, hidden
-        if len(bs) > 1:
-            to, own = spread.narrow(2, start, rank), hidden.narrow(2, start, rank)
-            start += rank
-        if grad is None:
-            to.zero_()
-            flats.append(None)
-            b_grads.append(None)
-            continue
-        flat = grad.reshape(-1, b.shape[2]).contiguous()  # once for three products
-        split = flat.view(n, -1, b.shape[2])
-        to.baddbmm_(split, b.transpose(1, 2), beta=0, alpha=scale)
-        flats.append(flat)
-        b_grads.append(torch.bmm(own.transpose(1, 2), split) if needs_factors else None)
-    wide = spread if len(a) == n else spread.view(1, -1, a.shape[2])
-    a_grad = x_grad = None
-    if needs_factors:
-        a_grad = torch.bmm(x.reshape(len(a), -1, d_in).transpose(1, 2), wide)
-    if needs_x:
-        x_grad = torch.bmm(wide, a.transpose(1, 2)).view(-1, d_in)
-        for flat, weight in zip(flats, weights, strict=True):
-            if flat is not None:
-                x_grad.addmm_(flat, weight.t() if is_transposed else weight)
-        x_grad = x_grad.view(x.shape)
-    return x_grad, a_grad, b_grads
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, a, frozen, *bs):  # type: ignore[override]
-        weights, biases, scale, is_transposed = frozen
-        hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
-        ctx.save_for_backward(x, hidden, a, *bs)
-        ctx.frozen = frozen
-        ctx.versions = [weight._version for weight in weights]
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):  # type: ignore[override]
-        x, hidden, a, *bs = ctx.saved_tensors
-        weights, _, scale, is_transposed = ctx.frozen
-        if [weight._version for weight in weights] != ctx.versions:
-            raise RuntimeError(
-                "a frozen weight has been changed in place between the forward and the backward "
-                "pass of its layer, whose gradients would be wrong. Change weights between steps."
-            )
-        needs_x, needs_a, _, needs_b = ctx.needs_input_grad[:4]
-        x_grad, a_grad, b_grads = _differentiate(
-            grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, needs_a or needs_b
-        )
-        return (x_grad, a_grad, None, *b_grads)
-
-
-# For compilers: the same two functions as operators of their own
-
-
-@torch.library.custom_op("polylab::routed_linears", mutates_args=())
-def _compute_op(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-) -> list[Tensor]:
-    hidden, outputs = _compute(x, weights, biases, a, bs, scale, is_transposed)
-    return [hidden, *outputs]
-
-
-@_compute_op.register_fake
-def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
-    n = len(bs[0])
-    hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
-    return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
-
-
-@torch.library.custom_op("polylab::routed_linears_backward", mutates_args=())
-def _differentiate_op(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    hidden: Tensor,
-    weights: Sequence[Tensor],
-    a: Tensor,
-    bs: Sequence[Tensor],
-    scale: float,
-    is_transposed: bool,
-    needs_x: bool,
-) -> list[Tensor]:
-    x_grad, a_grad, b_grads = _differentiate(
-        grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x, True
-    )
-    made = [a_grad, *b_grads, *([x_grad] if needs_x else [])]
-    return [gradient for gradient in made if gradient is not None]
-
-
-@_differentiate_op.register_fake
-def _(grads, x, hidden, weights, a, bs, scale, is_transposed, needs_x):  # noqa: ARG001
-    made = [a.new_empty(a.shape), *(b.new_empty(b.shape) for b in bs)]
-    return [*made, *([x.new_empty(x.shape)] if needs_x else [])]
-
-
-def _save(ctx, inputs, output) -> None:
-    x, weights, biases, a, bs, ctx.scale, ctx.is_transposed = inputs
-    ctx.counts = len(bs), len(biases)
-    ctx.save_for_backward(x, output[0], a, *bs, *weights)
-
-
-def _backward_op(ctx, grads):
-    x, hidden, a, *rest = ctx.saved_tensors
-    count, n_biases = ctx.counts
-    needs_x = ctx.needs_input_grad[0]
-    a_grad, *others = _differentiate_op(
-        grads[1:], x, hidden, rest[count:], a, rest[:count], ctx.scale, ctx.is_transposed, needs_x
-    )
-    x_grad = others[-1] if needs_x else None
-    return x_grad, [None] * count, [None] * n_biases, a_grad, others[:count], None, None
-
-
-_compute_op.register_autograd(_backward_op, setup_context=_save)

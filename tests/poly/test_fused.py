@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from polylab.poly import fused
-from polylab.poly.fused import Group, Mixed, _compose
+from polylab.poly import products
+from polylab.poly.fused import Group, Mixed
+from polylab.poly.products import _compose
 
 WIDTHS = (5, 8, 3)
 
@@ -225,7 +226,7 @@ def test_outputs_are_let_go_once_read():
 @pytest.mark.parametrize("large", [0, 1e30])
 @pytest.mark.parametrize("bias", [False, True])
 def test_compiled_as_one_operator_or_as_the_formula(bias, large, monkeypatch):
-    monkeypatch.setattr(fused, "_LARGE", large)
+    monkeypatch.setattr(products, "_LARGE", large)
     layers = bases(nn.Linear, bias)
     a, bs = factors(2)
     group = Group(layers, 0.5)

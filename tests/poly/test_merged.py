@@ -5,27 +5,27 @@ import threading
 import pytest
 import torch
 
-from polylab.poly import fused, merged
+from polylab.poly import merged, products
 from tests.poly.tiny import base, inputs_of, poly, task_ids
 
 HOW = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
 @pytest.fixture
-def products(monkeypatch):
+def counts(monkeypatch):
     """How often weights were merged, and updates added to an output."""
-    counts = {"merged": 0, "added": 0}
+    found = {"merged": 0, "added": 0}
 
     def count(kind, function):
         def counted(*args):
-            counts[kind] += 1
+            found[kind] += 1
             return function(*args)
 
         return counted
 
     monkeypatch.setattr(merged.Merged, "_merge", count("merged", merged.Merged._merge))
-    monkeypatch.setattr(fused, "_compute", count("added", fused._compute))
-    return counts
+    monkeypatch.setattr(products, "_compute", count("added", products._compute))
+    return found
 
 
 def generate(model, kind, ids, **how):
@@ -40,21 +40,21 @@ def generate(model, kind, ids, **how):
 
 @pytest.mark.parametrize("changes", [{}, {"n_splits": 1, "alpha": 5.0}, {"poly_type": "private"}])
 @pytest.mark.parametrize("kind", ["llama", "t5", "gpt2"])
-def test_one_task_is_merged_once(kind, changes, products, logits_tolerance):
+def test_one_task_is_merged_once(kind, changes, counts, logits_tolerance):
     model = poly(kind, **changes)
     mixed = task_ids().clone()
     mixed[0] = 3
     wanted = generate(model, kind, mixed)
-    assert products["merged"] == 0
-    assert products["added"] > 0
-    products["added"] = 0
+    assert counts["merged"] == 0
+    assert counts["added"] > 0
+    counts["added"] = 0
     found = generate(model, kind, torch.full_like(mixed, 3))
-    assert products == {"merged": len(model.poly_layers()), "added": 0}
+    assert counts == {"merged": len(model.poly_layers()), "added": 0}
     assert torch.equal(found[0][0], wanted[0][0])
     torch.testing.assert_close(found[1][:, 0], wanted[1][:, 0], **logits_tolerance)
 
 
-def test_merged_weights_follow_the_skills(products, logits_tolerance):
+def test_merged_weights_follow_the_skills(counts, logits_tolerance):
     model = poly("llama")
     ids = torch.full((4,), 2)
     before = generate(model, "llama", ids)
@@ -71,7 +71,7 @@ def test_merged_weights_follow_the_skills(products, logits_tolerance):
         return_dict_in_generate=True, **HOW,
     ).logits  # fmt: skip
     torch.testing.assert_close(after[1], torch.stack(logits), **logits_tolerance)
-    assert products["merged"] == 2 * len(poly("llama").poly_layers())
+    assert counts["merged"] == 2 * len(poly("llama").poly_layers())
 
 
 def test_weights_of_the_model_stay():
@@ -86,25 +86,25 @@ def test_weights_of_the_model_stay():
     assert torch.equal(off[0], wanted)
 
 
-def test_interventions_decide_what_is_merged(products, logits_tolerance):
+def test_interventions_decide_what_is_merged(counts, logits_tolerance):
     model = poly("llama")
     count = len(model.poly_layers())
     with model.routing("task:4"):
         one = generate(model, "llama", task_ids())
-    assert products["merged"] == count
+    assert counts["merged"] == count
     assert torch.equal(one[1], generate(model, "llama", torch.full((4,), 4))[1])
     with model.routing("drop:1"):
         found = generate(model, "llama", torch.full((4,), 1))
         mixed = generate(model, "llama", torch.tensor([1, 2, 1, 3]))
-    assert products["merged"] == 3 * count
+    assert counts["merged"] == 3 * count
     torch.testing.assert_close(found[1][:, 0], mixed[1][:, 0], **logits_tolerance)
     assert (found[1] - generate(model, "llama", torch.full((4,), 1))[1]).abs().max() > 1e-3
 
 
-def test_noise_is_not_merged(products):
+def test_noise_is_not_merged(counts):
     model = poly("llama").train()
     generate(model, "llama", torch.full((4,), 2))
-    assert products["merged"] == 0
+    assert counts["merged"] == 0
 
 
 def test_threads_with_other_tasks(logits_tolerance):
@@ -125,11 +125,11 @@ def test_threads_with_other_tasks(logits_tolerance):
         torch.testing.assert_close(mine[1], its[1], **logits_tolerance)
 
 
-def test_beams(products):
+def test_beams(counts):
     model = poly("t5")
     ids = torch.full((4,), 1)
     inputs = inputs_of("t5")["input_ids"]
     found = model.generate(inputs, task_ids=ids, num_beams=3, **HOW)
-    assert products["merged"] == len(model.poly_layers())
+    assert counts["merged"] == len(model.poly_layers())
     wanted = model.merge_and_unload(task=1).generate(inputs, num_beams=3, **HOW)
     assert torch.equal(found, wanted)
