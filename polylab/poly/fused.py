@@ -71,7 +71,7 @@ class Group:
         Args:
             x: Input of all bases, which `can_fuse` accepts.
             a: A* of each base side by side; one group for all, or as many as the B*'s have.
-            bs: B* of each base.
+            bs: B* of each base; or one for all, whose blocks they are: see `Layout`.
 
         Raises:
             ValueError: If the rows of x do not divide into the groups.
@@ -118,5 +118,11 @@ class Mixed:
 
     def factors(self, place: int) -> tuple[Tensor, Tensor]:
         """A* and B* of the layer at `place`."""
-        rank = self.a.shape[-1] // len(self.bs)
-        return self.a.narrow(-1, place * rank, rank), self.bs[place]
+        count = len(self.group.bases)
+        rank = self.a.shape[-1] // count
+        a = self.a.narrow(-1, place * rank, rank)
+        if len(self.bs) == count:
+            return a, self.bs[place]
+        width = self.bs[0].shape[2] // count
+        own_rows = self.bs[0].narrow(1, place * rank, rank)
+        return a, own_rows.narrow(2, place * width, width)

@@ -24,7 +24,7 @@ class Merged(Mixed):
 
     def __init__(self, group: Group, a: Tensor, bs: Sequence[Tensor]) -> None:
         super().__init__(group, a, bs)
-        self._weights: list[Tensor | None] = [None] * len(bs)
+        self._weights: list[Tensor | None] = [None] * len(group.bases)
 
     def output(self, place: int, x: Tensor) -> Tensor | None:
         """See `Mixed.output`."""

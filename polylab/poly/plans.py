@@ -29,6 +29,9 @@ from polylab.poly.weighing import evaluate, layer_weights
 
 __all__ = ["Plan"]
 
+_SMALL = 2**22
+"""Weights in a group of layers up to which a GPU waits for launches, and arithmetic is free."""
+
 
 class Plan:
     """How the layers of one adapter are routed and mixed.
@@ -109,7 +112,8 @@ class Plan:
             b |= own_b
         factors = routing.factors = {}
         for group, names in self._groups:
-            mixed = mixed_of(routing, group, a[names[0]], [b[name] for name in names])
+            bs = [b[name] for name in names if name in b]  # one for all, or of each
+            mixed = mixed_of(routing, group, a[names[0]], bs)
             for place, name in enumerate(names):
                 factors[name] = mixed, place
 
@@ -178,8 +182,8 @@ def _mixers(
     together: Sequence[tuple[PolyLayer, ...]], adapter_name: str, rows: Mapping[str, int]
 ) -> list[_Mixer]:
     alike: dict[torch.device, dict[tuple, list[tuple[PolyLayer, ...]]]] = {}
-    singles = [(layer,) for group in together for layer in group]
-    for side, groups in (("poly_lora_A", together), ("poly_lora_B", singles)):
+    blocks = [part for group in together for part in _parts(group, adapter_name)]
+    for side, groups in (("poly_lora_A", together), ("poly_lora_B", blocks)):
         for group in groups:
             bank, weight = getattr(group[0], side)[adapter_name], group[0].weight
             # a layer's input has the dtype of its weight; what enters a quantised one is not known
@@ -202,3 +206,15 @@ def _mixers(
         positions = torch.tensor([position[name] for name in names], device=device)
         mixers.append(_Mixer(adapter_name, stacks, index, positions))
     return mixers
+
+
+def _parts(group: tuple[PolyLayer, ...], adapter_name: str) -> list[tuple[PolyLayer, ...]]:
+    """The group if its B*s are to be the blocks of one, else its layers."""
+    banks = [layer.poly_lora_B[adapter_name] for layer in group]
+    weights = [layer.weight for layer in group]
+    is_alike = len({(bank.shape, bank.device, bank.dtype) for bank in banks}) == 1
+    is_alike = is_alike and len({layer.scaling[adapter_name] for layer in group}) == 1
+    is_small = sum(weight.numel() for weight in weights) <= _SMALL and weights[0].is_cuda
+    if len(group) > 1 and is_alike and is_small and all(layer.bias is None for layer in group):
+        return [group]
+    return [(layer,) for layer in group]

@@ -43,7 +43,8 @@ def routed_linears(
         weights: Frozen, `[d_out, d_in]`.
         biases: Frozen, of all or none.
         a: A* side by side, `[groups or 1, d_in, m * k]`.
-        bs: B* of each, `[groups, k, d_out]`.
+        bs: B* of each, `[groups, k, d_out]`; or one for all, `[groups, m * k, m * d_out]`, zero
+            but for the blocks of its diagonal: fewer launches, more arithmetic. It takes no biases.
         scale: Of the updates.
         is_transposed: Weights are `[d_in, d_out]`.
     """
@@ -70,11 +71,14 @@ def _compose(
     n, rank = len(bs[0]), bs[0].shape[1]
     hidden = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a).view(n, -1, a.shape[2])
     owns = [hidden] if len(bs) == 1 else hidden.split(rank, dim=2)
+    updates = [torch.bmm(own, b) for own, b in zip(owns, bs, strict=True)]
+    if len(bs) < len(weights):
+        updates = updates[0].chunk(len(weights), dim=2)
     outputs = []
-    for i, (weight, own, b) in enumerate(zip(weights, owns, bs, strict=True)):
+    for i, (weight, update) in enumerate(zip(weights, updates, strict=True)):
         weight = weight.t() if is_transposed else weight
         y = nn.functional.linear(x, weight, biases[i] if biases else None)
-        outputs.append(y + (scale * torch.bmm(own, b)).view(y.shape))
+        outputs.append(y + (scale * update).reshape(y.shape))
     return outputs
 
 
@@ -97,6 +101,8 @@ def _compute(
         hidden = torch.bmm(x if is_split else flat.view(n, -1, d_in), a)
     if scale != 1:
         hidden.mul_(scale)
+    if len(bs) < len(weights):
+        return hidden, _add_products(flat, weights, torch.bmm(hidden, bs[0]), shape, is_transposed)
     outputs, rank, start = [], bs[0].shape[1], 0
     for i, b in enumerate(bs):
         own = hidden if len(bs) == 1 else hidden.narrow(2, start, rank)
@@ -112,6 +118,24 @@ def _compute(
     return hidden, outputs
 
 
+def _add_products(
+    flat: Tensor,
+    weights: Sequence[Tensor],
+    updates: Tensor,
+    shape: torch.Size,
+    is_transposed: bool,
+) -> list[Tensor]:
+    """The outputs of all weights, side by side in one tensor that holds their updates."""
+    width = updates.shape[2] // len(weights)
+    rows = updates.view(-1, updates.shape[2])
+    for i, weight in enumerate(weights):
+        rows.narrow(1, i * width, width).addmm_(flat, weight if is_transposed else weight.t())
+    # parts that autograd does not know as views of one tensor: they are outputs of one function
+    return list(
+        torch.unsafe_split_with_sizes(rows.view(*shape[:-1], -1), [width] * len(weights), -1)
+    )
+
+
 def _differentiate(
     grads: Sequence[Tensor | None],
     x: Tensor,
@@ -125,6 +149,10 @@ def _differentiate(
     needs_factors: bool,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients of x, of A*, and of each B*."""
+    is_joint, width = len(bs) < len(weights), bs[0].shape[2] // len(weights)
+    if is_joint:
+        parts = [x.new_zeros(*x.shape[:-1], width) if g is None else g for g in grads]
+        grads = [torch.cat(parts, dim=-1)]
     n, d_in, rank, start = len(bs[0]), a.shape[1], bs[0].shape[1], 0
     spread = torch.empty_like(hidden)  # gradient of `x A*`
     flats: list[Tensor | None] = []
@@ -150,6 +178,8 @@ def _differentiate(
         a_grad = torch.bmm(x.reshape(len(a), -1, d_in).transpose(1, 2), wide)
     if needs_x:
         x_grad = torch.bmm(wide, a.transpose(1, 2)).view(-1, d_in)
+        if is_joint and flats[0] is not None:
+            flats = [*flats[0].split(width, dim=1)]
         for flat, weight in zip(flats, weights, strict=True):
             if flat is not None:
                 x_grad.addmm_(flat, weight.t() if is_transposed else weight)
@@ -206,6 +236,8 @@ def _compute_op(
 def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
     n = len(bs[0])
     hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
+    if len(bs) < len(weights):
+        return [hidden, *x.new_empty(*x.shape[:-1], bs[0].shape[-1]).chunk(len(weights), dim=-1)]
     return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
 
 

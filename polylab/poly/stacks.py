@@ -33,9 +33,10 @@ class Layout:
 
     Args:
         layers: How many there are.
-        members: Layers whose A*'s lie side by side.
-        is_a: Whether the banks are A's `[splits, skills, block_in, r]`, which are joined to
-            `[d_in, members * r]`; or B's `[splits, skills, r, block_out]`, to `[r, d_out]`.
+        members: Layers whose banks are joined to one.
+        is_a: Whether they are A's `[splits, skills, block_in, r]`, which lie side by side,
+            `[d_in, members * r]`; or B's `[splits, skills, r, block_out]`, which are the blocks of
+            a diagonal, `[members * r, members * d_out]`.
         dtype: Of the result.
         scale: Of the result.
     """
@@ -47,39 +48,44 @@ class Layout:
     scale: float = 1.0
 
     def arrange(self, mixed: Float[Tensor, "l q n x y"]) -> Tensor:
-        """`[g, n, q, d, m, r]` of A's, `[l, n, r, q, d]` of B's."""
+        """`[g, n, q, d, m, r]` of A's, `[g, n, m, r, m, q, d]` of B's."""
+        grouped = mixed.unflatten(0, (-1, self.members))  # g m q n x y
         if self.is_a:
-            return mixed.unflatten(0, (-1, self.members)).permute(0, 3, 2, 4, 1, 5)
-        return mixed.permute(0, 2, 3, 1, 4)
+            return grouped.permute(0, 3, 2, 4, 1, 5)
+        blocks = grouped.permute(0, 3, 4, 2, 5, 1)  # g n x q y m
+        if self.members == 1:
+            return blocks[:, :, None, :, None, ..., 0]
+        g, n, x, q, y, m = blocks.shape
+        arranged = blocks.new_zeros(g, n, m, x, m, q, y)
+        arranged.diagonal(dim1=2, dim2=4).copy_(blocks)
+        return arranged
 
     def restore(self, arranged: Tensor) -> Float[Tensor, "l q n x y"]:
         """The inverse of `arrange`."""
         if self.is_a:
             return arranged.permute(0, 4, 2, 1, 3, 5).flatten(0, 1)
-        return arranged.permute(0, 3, 1, 2, 4)
+        return arranged.diagonal(dim1=2, dim2=4).permute(0, 5, 3, 1, 2, 4).flatten(0, 1)
 
     def empty(self, rows: int, bank: Tensor) -> Tensor:
-        """Room for an arranged result."""
+        """Room for an arranged result, zero where nothing will be written."""
         q, _, x, y = bank.shape
-        shape = (
-            (self.layers // self.members, rows, q, x, self.members, y)
-            if self.is_a
-            else (self.layers, rows, x, q, y)
-        )
-        return bank.new_empty(shape, dtype=self.dtype)
+        groups, m = self.layers // self.members, self.members
+        shape = (groups, rows, q, x, m, y) if self.is_a else (groups, rows, m, x, m, q, y)
+        make = bank.new_empty if self.is_a or m == 1 else bank.new_zeros
+        return make(shape, dtype=self.dtype)
 
     def strides(self, arranged: Tensor) -> tuple[int, ...]:
         """Of a group, a layer in it, n, q and x; and the number of layers in a group."""
         if self.is_a:
             group, n, q, x, member, _ = arranged.stride()
-            return group, member, n, q, x, self.members
-        group, n, x, q, _ = arranged.stride()
-        return group, 0, n, q, x, 1
+        else:
+            group, n, row, x, column, q, _ = arranged.stride()
+            member = row + column
+        return group, member, n, q, x, self.members
 
     def factors(self, arranged: Tensor) -> Sequence[Float[Tensor, "batch rows columns"]]:
-        """A* of each group, or B* of each layer."""
-        joined = arranged.flatten(4).flatten(2, 3) if self.is_a else arranged.flatten(3)
-        return joined.unbind()
+        """A* or B* of each group."""
+        return arranged.flatten(4).flatten(2, 3).unbind()
 
 
 def mix(
@@ -87,7 +93,7 @@ def mix(
     index: Int64[Tensor, " layers"],
     stacks: Sequence[tuple[Layout, Sequence[Tensor]]],
 ) -> list[Sequence[Float[Tensor, "batch rows columns"]]]:
-    """`scale * sum_s w[n, q, s] bank[q, s]`: A* of each group of layers, B* of each layer.
+    """`scale * sum_s w[n, q, s] bank[q, s]`: A*, or B*, of each group of layers.
 
     Args:
         weights: Of all routers.

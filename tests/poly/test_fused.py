@@ -258,3 +258,32 @@ def test_the_operators_keep_torchs_rules(needs_x):
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=needs_x)
     given = (x, weights, [], a, bs, 0.5, False)
     torch.library.opcheck(torch.ops.polylab.routed_linears, given)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@pytest.mark.parametrize("x_shape", [(4, 7, 6), (12, 6), (2, 6, 5, 6)])
+@pytest.mark.parametrize("unused", [None, 1])
+def test_blocks_of_one_b(x_shape, scale, unused):
+    layers = bases(nn.Linear, False, widths=(5, 5, 5))
+    a, bs = factors(4, widths=(5, 5, 5))
+    joint = torch.stack([torch.block_diag(*row) for row in zip(*bs, strict=True)])
+    x = torch.randn(*x_shape, dtype=torch.float64, requires_grad=True)
+    group = Group(layers, scale)
+    results = []
+    composed = _compose(x, [layer.weight for layer in layers], [], a, [joint], scale, False)
+    with torch.no_grad():
+        silent = group.outputs(x, a, [joint])
+    for outputs in (formula(layers, x, a, bs, scale), group.outputs(x, a, [joint]), composed):
+        loss = sum(y.square().sum() for i, y in enumerate(outputs) if i != unused)
+        how = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        results.append([*outputs, *torch.autograd.grad(loss, [x, a, *bs], **how)])
+    for found in results[1:]:
+        for mine, its in zip(found, results[0], strict=True):
+            torch.testing.assert_close(mine, its)
+    for mine, its in zip(silent, results[0], strict=False):
+        torch.testing.assert_close(mine, its)
+    mixed = Mixed(group, a, [joint])
+    for place, b in enumerate(bs):
+        own_a, own_b = mixed.factors(place)
+        assert torch.equal(own_a, a[..., 2 * place : 2 * place + 2])
+        assert torch.equal(own_b, b)

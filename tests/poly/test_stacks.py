@@ -28,7 +28,7 @@ def drawn(shape, is_a, dtype, device="cpu"):
     index = torch.randint(routers, (layers,), device=device)
     banks = [torch.randn(splits, skills, x, y, dtype=dtype) for _ in range(layers)]
     banks = [bank.to(device).requires_grad_() for bank in banks]
-    return weights, index, banks, Layout(layers, members if is_a else 1, is_a, dtype, 0.75)
+    return weights, index, banks, Layout(layers, members, is_a, dtype, 0.75)
 
 
 def looped(weights, index, banks, layout):
@@ -40,17 +40,21 @@ def looped(weights, index, banks, layout):
             blocks = [torch.einsum("s,sxy->xy", w[q], bank[q]) for q in range(len(bank))]
             rows.append(torch.cat(blocks, dim=0 if layout.is_a else 1))
         mixed.append(layout.scale * torch.stack(rows))
-    if not layout.is_a:
-        return mixed
     m = layout.members
-    return [torch.cat(mixed[i : i + m], dim=-1) for i in range(0, len(mixed), m)]
+    groups = [mixed[i : i + m] for i in range(0, len(mixed), m)]
+    if layout.is_a:
+        return [torch.cat(group, dim=-1) for group in groups]
+    return [
+        torch.stack([torch.block_diag(*row) for row in zip(*group, strict=True)])
+        for group in groups
+    ]
 
 
 def check(shape, is_a, dtype, device, tolerance):
     weights, index, banks, layout = drawn(shape, is_a, dtype, device)
     (found,) = mix(weights, index, [(layout, banks)])
     wanted = looped(weights, index, banks, layout)
-    pulls = [torch.randn_like(w) for w in wanted]
+    pulls = [torch.randn_like(w) for w in wanted]  # also where there are no blocks
     for mine, its in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, its, **tolerance)
     mine = torch.autograd.grad(found, [weights, *banks], pulls)
