@@ -34,8 +34,7 @@ class Contender:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = None
         if self.trained:
-            fused = self.trained[0].device.type == "cuda"
-            self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=fused)
+            self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Forward."""
