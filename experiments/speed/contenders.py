@@ -93,18 +93,22 @@ def peft_poly(
     base: nn.Module, shape: Shape, *, n_tasks: int, name: str, **changes: Any
 ) -> Contender:
     """PEFT's Poly, its adapter in float32 as PEFT makes it."""
-    settings = {"r": RANK, "n_tasks": n_tasks, "n_skills": 8, "target_modules": [*shape.targets]}
     kind = "SEQ_2_SEQ_LM" if shape.target_seq else "CAUSAL_LM"
-    config = peft.PolyConfig(task_type=kind, **settings | changes)
+    config = peft.PolyConfig(task_type=kind, **_settings(shape, n_tasks, changes))
     model = peft.get_peft_model(shared_copy(base), config)
     return Contender(name, model, takes_ids=True, is_ours=False)
 
 
 def poly(base: nn.Module, shape: Shape, *, n_tasks: int, name: str, **changes: Any) -> Contender:
     """Poly of this project: float32 skills on the backbone's dtype."""
-    settings = {"r": RANK, "n_tasks": n_tasks, "n_skills": 8, "target_modules": [*shape.targets]}
-    model = polylab.get_peft_model(shared_copy(base), polylab.PolyConfig(**settings | changes))
+    config = polylab.PolyConfig(**_settings(shape, n_tasks, changes))
+    model = polylab.get_peft_model(shared_copy(base), config)
     return Contender(name, model, takes_ids=True, is_ours=True)
+
+
+def _settings(shape: Shape, n_tasks: int, changes: dict[str, Any]) -> dict[str, Any]:
+    settings = {"r": RANK, "n_tasks": n_tasks, "n_skills": 8, "target_modules": [*shape.targets]}
+    return settings | changes
 
 
 Maker = Callable[[nn.Module, Shape], Contender]

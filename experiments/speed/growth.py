@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from checks import compare
 from contenders import Contender, poly
 from shapes import SHAPES, Shape, make_base, make_batch
-from timing import Ratio, paired_seconds, ratios, wait
+from timing import Ratio, free, paired_seconds, ratios, wait
 from torch import Tensor, nn
 
 from polylab.training.lazy_rows import LazyRows
@@ -99,7 +98,7 @@ def _by_task(base: nn.Module, shape: Shape, options: argparse.Namespace) -> list
                 gib = _gib(base, contender, options.device)
                 rows.append({"shape": shape.name, **row, "GiB": gib})
             del own
-            _free(options.device)
+            free(options.device)
     return rows
 
 
@@ -148,7 +147,7 @@ def _by_input(base: nn.Module, shape: Shape, options: argparse.Namespace) -> lis
 def _ratio(ratio: Ratio) -> dict[str, Any]:
     return {
         "ratio": round(ratio.median, 3),
-        "quartiles": f"{ratio.low:.3f} to {ratio.high:.3f}",
+        "quartiles": ratio.quartiles,
     }
 
 
@@ -219,12 +218,6 @@ def _gib(base: nn.Module, contender: Growing, device: str) -> float | None:
     held = [*base.parameters(), *contender.trained, *(v for v in state if torch.is_tensor(v))]
     kept = sum(tensor.numel() * tensor.element_size() for tensor in held)
     return round((kept + torch.cuda.max_memory_allocated() - before) / 2**30, 2)
-
-
-def _free(device: str) -> None:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _numbers(text: str) -> list[int]:

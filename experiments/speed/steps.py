@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from typing import Any
@@ -12,10 +11,8 @@ import torch
 from checks import compare, same_as_peft, tolerance_of
 from contenders import N_TASKS, Contender, makers
 from shapes import SHAPES, Shape, make_base, make_batch
-from timing import paired_seconds, ratios, wait
+from timing import free, paired_seconds, ratios, wait
 from torch import Tensor
-
-REFERENCE = "peft-lora"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +31,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in options.shapes.split(","):
         rows += _on_shape(SHAPES[name], options)
-        gc.collect()
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
+        free(options.device)
     return rows
 
 
@@ -58,7 +53,7 @@ def _on_shape(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]
         for name, contender in contenders.items()
     }
     seconds = paired_seconds(runs, rounds=options.rounds, warm_up=3, device=device)
-    to_lora = ratios(seconds, to=REFERENCE if REFERENCE in names else names[0])
+    to_lora = ratios(seconds, to="peft-lora" if "peft-lora" in names else names[0])
     weights = sum(p.numel() * p.element_size() for p in base.parameters()) / 2**30
     return [
         {
@@ -66,7 +61,7 @@ def _on_shape(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]
             "contender": name,
             "step ms": round(1e3 * statistics.median(seconds[name]), 1),
             "of LoRA": round(to_lora[name].median, 3),
-            "quartiles": f"{to_lora[name].low:.3f} to {to_lora[name].high:.3f}",
+            "quartiles": to_lora[name].quartiles,
             "ready s": round(ready[name], 1),
             "trained M": round(sum(p.numel() for p in contenders[name].trained) / 1e6, 1),
             "GiB": None if memory[name] is None else round(weights + memory[name], 2),

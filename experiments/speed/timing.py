@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -19,8 +20,10 @@ class Ratio:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    @property
+    def quartiles(self) -> str:
+        """As text."""
+        return f"{self.low:.3f} to {self.high:.3f}"
 
 
 def paired_seconds(
@@ -57,6 +60,13 @@ def ratios(seconds: Mapping[str, list[float]], *, to: str) -> dict[str, Ratio]:
         low, _, high = statistics.quantiles(pairs, n=4, method="inclusive")
         found[name] = Ratio(statistics.median(pairs), low, high)
     return found
+
+
+def free(device: str) -> None:
+    """Give back what models that are gone have left."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def wait(device: str) -> None:

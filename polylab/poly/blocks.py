@@ -110,7 +110,7 @@ class _Block:
         if routing.records is not None:
             raise ValueError(
                 "compiled blocks cannot note the weights of routers that read the input, as priors "
-                "need. Set priors to [], or do not compile."
+                "need. Set priors to {}, or do not compile."
             )
         if routing.weights is None and routing.reads is None:
             raise ValueError(

@@ -53,7 +53,10 @@ def routed_linears(
             return _Fused.apply(x, a, (weights, biases, scale, is_transposed), *bs)
         return _compute(x, weights, biases, a, bs, scale, is_transposed)[1]
     products = x.numel() // x.shape[-1] * sum(weight.numel() for weight in weights)
-    if products < _LARGE or not torch.compiler.is_dynamo_compiling():  # an export needs no polylab
+    # outputs of an operator must not be views of one tensor, as those of a joint B; and an exported
+    # model needs no polylab
+    is_joint = len(bs) < len(weights)
+    if is_joint or products < _LARGE or not torch.compiler.is_dynamo_compiling():
         return _compose(x, weights, biases, a, bs, scale, is_transposed)
     return _compute_op(x, weights, biases, a, bs, scale, is_transposed)[1:]
 
@@ -236,8 +239,6 @@ def _compute_op(
 def _(x, weights, biases, a, bs, scale, is_transposed):  # noqa: ARG001
     n = len(bs[0])
     hidden = x.new_empty(n, x.numel() // x.shape[-1] // n, a.shape[-1])
-    if len(bs) < len(weights):
-        return [hidden, *x.new_empty(*x.shape[:-1], bs[0].shape[-1]).chunk(len(weights), dim=-1)]
     return [hidden, *(x.new_empty(*x.shape[:-1], b.shape[-1]) for b in bs)]
 
 

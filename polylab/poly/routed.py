@@ -53,14 +53,17 @@ class RoutedModel(AdaptedModel):
     def set_adapter(self, adapter_name: str | Sequence[str]) -> None:
         """See `AdaptedModel.set_adapter`."""
         super().set_adapter(adapter_name)
-        self._plan = Plan(self.active_layers(), self.active_adapter)
+        self._make_plan()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Where `to`, `half`, `cuda` and the like arrive: the plan is for devices and dtypes."""
         super()._apply(fn, recurse)
         if self.peft_config:
-            self._plan = Plan(self.active_layers(), self.active_adapter)
+            self._make_plan()
         return self
+
+    def _make_plan(self) -> None:
+        self._plan = Plan(self.active_layers(), self.active_adapter)
 
     def add_adapter(self, adapter_name: str, config: PolyConfig) -> None:
         """See `AdaptedModel.add_adapter`."""
@@ -133,6 +136,8 @@ class RoutedModel(AdaptedModel):
             if task_ids is None and override.intervention and batch is not None:
                 task_ids = override.intervention.default_ids(batch)
             self._set_task_ids(routing, task_ids, router, batch=batch, seq=packed_seq)
+        if not self._plan.is_current:
+            self._make_plan()
         if router.reads is None:
             self._route_ahead(routing, mixes=mixes, merges=merges)
         elif self.peft_config[self.active_adapter].router_input == "embeddings":
@@ -141,8 +146,6 @@ class RoutedModel(AdaptedModel):
 
     def _route_ahead(self, routing: Routing, *, mixes: bool, merges: bool) -> None:
         """Evaluate all routers and mix all skills before the base model runs, where that pays."""
-        if not self._plan.is_current:
-            self._plan = Plan(self.active_layers(), self.active_adapter)
         plan, ids = self._plan, routing.task_ids
         if ids is not None and ids.ndim == 2 and not plan.shares_routers:
             return  # weights of every token in every layer at once would fill the memory

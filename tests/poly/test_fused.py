@@ -287,3 +287,25 @@ def test_blocks_of_one_b(x_shape, scale, unused):
         own_a, own_b = mixed.factors(place)
         assert torch.equal(own_a, a[..., 2 * place : 2 * place + 2])
         assert torch.equal(own_b, b)
+
+
+def test_a_joint_b_is_compiled_as_the_formula(monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", 0)
+    torch._dynamo.reset()
+    layers = bases(nn.Linear, False, widths=(5, 5))
+    a, bs = factors(2, widths=(5, 5))
+    joint = torch.stack([torch.block_diag(*row) for row in zip(*bs, strict=True)])
+    joint = joint.detach().requires_grad_()
+    group = Group(layers, 0.5)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(x, a, joint):
+        return group.outputs(x, a, [joint])
+
+    results = []
+    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        outputs = call(x, a, joint)
+        loss = sum(y.square().sum() for y in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, [x, a, joint])])
+    for mine, its in zip(*results, strict=True):
+        torch.testing.assert_close(mine, its)
