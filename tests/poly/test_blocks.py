@@ -1,10 +1,13 @@
 """Blocks compiled one by one: eager's gradients, one graph for all alike, no graph too many."""
 
+import copy
+
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
 
-from polylab import compile_blocks
-from tests.poly.tiny import N_TASKS, base, gradients, inputs_of, poly, task_ids
+from polylab import compile_blocks, get_peft_model
+from tests.poly.tiny import N_TASKS, base, config_of, gradients, inputs_of, poly, task_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 COMPILER = {"backend": "aot_eager"}
@@ -82,6 +85,21 @@ def test_no_graph_after_the_first_step():
     for seed in range(3):
         loss_and_gradients(model, "llama", seed, task_ids=(task_ids() + seed) % N_TASKS)
     assert graphs() == before
+
+
+def test_blocks_that_are_alike_share_a_graph_also_with_batches_of_several_sizes():
+    config = copy.deepcopy(base("t5").config)
+    config.num_layers = config.num_decoder_layers = 5
+    torch.manual_seed(0)
+    names = ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]
+    adapter = config_of("t5", init_weights=False, target_modules=names)
+    model = get_peft_model(T5ForConditionalGeneration(config), adapter).train()
+    assert compile_blocks(model, **COMPILER) == 10
+    loss_and_gradients(model, "t5", task_ids=task_ids())
+    assert graphs() == 4  # the first block of each stack has position biases
+    for rows in (3, 2, 4):
+        loss_and_gradients(model, "t5", rows=rows, task_ids=task_ids()[:rows])
+    assert graphs() == 8
 
 
 def test_another_batch_size_makes_one_graph_more_of_each_and_then_none():

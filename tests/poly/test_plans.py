@@ -71,7 +71,7 @@ def test_a_layer_that_gets_an_adapter_by_itself_is_planned_anew():
     model = poly("llama")
     before = output_of(model, "llama", task_ids=task_ids())
     layer = next(iter(model.poly_layers().values()))
-    layer.update_layer("default", config_of("llama"), router=layer.router("default"))
+    layer.update_layer("default", config_of("llama", r=7), router=layer.router("default"))
     layer.reset_poly_parameters("default", False)
     after = output_of(model, "llama", task_ids=task_ids())
     assert (after - before).abs().max() > 1e-3
@@ -85,6 +85,9 @@ def test_dtypes_follow_the_model():
     found = output_of(model.double(), "llama", task_ids=task_ids())
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-4)
+    model.set_adapter("default")  # plans anew
+    exact = output_of(model, "llama", task_ids=task_ids())
+    torch.testing.assert_close(found, exact, rtol=1e-13, atol=1e-13)
 
 
 def test_a_base_layer_that_was_exchanged_is_the_one_that_is_called():
