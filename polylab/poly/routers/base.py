@@ -78,9 +78,13 @@ class Router(nn.Module, ABC):
         """
         found = []
         for place, router in enumerate(routers):
-            own = next((tensor.device for tensor in router.state_dict().values()), None)
-            given = [task_ids, input_ids, None if uniform is None else uniform[place]]
-            ids, hidden, noise = (t if t is None or own is None else t.to(own) for t in given)
+            ids, hidden, noise = task_ids, input_ids, None if uniform is None else uniform[place]
+            own = [*router.parameters(), *router.buffers()]  # torch 2.11 compiles no state_dict()
+            if own:
+                device = own[0].device
+                ids, hidden, noise = [
+                    x if x is None else x.to(device) for x in (ids, hidden, noise)
+                ]
             found.append(router(ids, hidden, uniform=noise, sample=sample))
         return torch.stack([weights.to(found[0].device) for weights in found])
 
