@@ -54,8 +54,8 @@ def split_task(
     for example, text in zip(task.train, texts, strict=True):
         side = side_of(text, validation_share=validation_share, test_share=test_share)
         sides[side].append(example)
-    return TaskData(
-        task.name,
+    return replace(
+        task,
         train=sides["train"],
         validation=[*task.validation, *sides["validation"]],
         test=[*task.test, *sides["test"]],

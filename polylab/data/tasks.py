@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
@@ -18,12 +18,23 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class TaskData:
-    """The examples of one task, already split."""
+    """The examples of one task, already split.
+
+    Args:
+        name: Of the task.
+        train: To train on.
+        validation: To validate on.
+        test: To test on.
+        categories: Groups of tasks that it belongs to, such as `Question Answering`.
+        description: What the task is, in words.
+    """
 
     name: str
     train: Sequence[Example]
     validation: Sequence[Example] = ()
     test: Sequence[Example] = ()
+    categories: tuple[str, ...] = ()
+    description: str | None = None
 
     def split(self, split: str) -> Sequence[Example]:
         """The examples of `split`.
@@ -37,7 +48,7 @@ class TaskData:
 
     def compact(self) -> TaskData:
         """The same examples in tables, which take a fraction of the memory of lists."""
-        return TaskData(self.name, *(as_table(self.split(split)) for split in SPLITS))
+        return replace(self, **{split: as_table(self.split(split)) for split in SPLITS})
 
 
 @dataclass(frozen=True)
@@ -46,16 +57,22 @@ class TaskCollection:
 
     The examples are copied into tables (`ExampleTable`).
 
-    `notes` are sentences for the user: rows dropped, tasks skipped, splits that do not exist.
+    Args:
+        tasks: In any order; names are distinct.
+        skills: Which skills a task needs, where the source knows.
+        notes: Sentences for the user: rows dropped, tasks skipped, splits that do not exist.
+        weights: How often each task is drawn relative to the others, where the source says so
+            instead of the sizes.
 
     Raises:
         ValueError: If there is no task, a name is empty or occurs twice, a task has no examples,
-            or `skills` names a task that does not exist.
+            or `skills` or `weights` name a task that does not exist.
     """
 
     tasks: list[TaskData]
     skills: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
+    weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         tasks = sorted(self.tasks, key=lambda task: task.name)
@@ -69,17 +86,23 @@ class TaskCollection:
                 f"no examples in {quote(empty)} · every task needs at least one · "
                 "remove these tasks or give them examples."
             )
-        unknown = sorted(set(self.skills or {}) - set(self.names))
-        if unknown:
-            raise ValueError(
-                f"skills are given for {quote(unknown)} · the tasks are {quote(self.names)} · "
-                "name existing tasks only."
-            )
+        for what, given in (("skills", self.skills), ("weights", self.weights)):
+            unknown = sorted(set(given or {}) - set(self.names))
+            if unknown:
+                raise ValueError(
+                    f"{what} are given for {quote(unknown)} · the tasks are {quote(self.names)} · "
+                    "name existing tasks only."
+                )
 
     @property
     def names(self) -> list[str]:
         """The sorted task names."""
         return [task.name for task in self.tasks]
+
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """The categories of each task that has some."""
+        return {task.name: task.categories for task in self.tasks if task.categories}
 
     def appended(self, known: Sequence[str] = ()) -> list[str]:
         """Names in the order of their ids: `known` ones keep theirs, new ones follow, sorted.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polylab.data import Example, JsonlFolder, TaskCollection
-from polylab.data.sources import task_files
+from polylab.data.sources.jsonl import task_files
 
 Rows = list[dict[str, Any]]
 Write = Callable[..., Path]

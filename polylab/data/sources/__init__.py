@@ -1,0 +1,5 @@
+"""Where tasks come from."""
+
+from polylab.data.sources.jsonl import JsonlFolder
+
+__all__ = ["JsonlFolder"]
