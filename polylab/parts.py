@@ -118,7 +118,11 @@ def read_tasks(cfg: DictConfig) -> ReadTasks | None:
         return None
     source = build(cfg.data.source, key="data.source")
     with user_mistakes("data"):
-        return ReadTasks(source())
+        if cfg.data.get("cache") is None:
+            return ReadTasks(source())
+        from polylab.data.cache import cached_tasks
+
+        return ReadTasks(cached_tasks(source, cfg.data.cache))
 
 
 def build_data(

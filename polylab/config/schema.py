@@ -86,6 +86,7 @@ class DataSchema:
     known_tasks: list[str] = field(default_factory=list)
     num_workers: int = 0
     group_by_length: int | None = None
+    cache: str | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from polylab.data.cache import Streamed, cached_tasks
 from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples, length_grouping
 from polylab.data.encoding import TextEncoder, padding_id
@@ -65,6 +67,9 @@ class DataModule(LightningDataModule):
         num_workers: Loader processes.
         group_by_length: Fill training batches with examples of like lengths, of this many batches
             or more at a time; None leaves them as drawn.
+        cache: A folder where the tasks, and the token ids of their training examples, lie in files
+            that are mapped instead of kept in memory. They are made by the first process that
+            needs them. None keeps everything in memory, and tokenises when it is needed.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -91,6 +96,7 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         group_by_length: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         check_prompt(prompt)
@@ -128,6 +134,7 @@ class DataModule(LightningDataModule):
         self._seed = seed
         self._num_workers = num_workers
         self._group_by_length = group_by_length
+        self._cache = cache
         self._was_noted = False
 
     @cached_property
@@ -137,7 +144,7 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: If the prompt needs instructions that a task does not have.
         """
-        collection = self._source()
+        collection = self._source() if self._cache is None else self._from_cache(self._cache)
         if self._prompt == "instruction":
             check_instructions(collection)
         return collection
@@ -190,6 +197,9 @@ class DataModule(LightningDataModule):
         """
         check_trainable(self.sizes)
         dataset = self._dataset("train", with_texts=False)
+        if self._cache is not None:
+            assert self.collection.fingerprint is not None
+            dataset.store(self._cache, fingerprint=self.collection.fingerprint)
         sampler = MixtureBatchSampler(
             list(self.sizes.values()),
             batch_size=self._batch_size,
@@ -274,6 +284,17 @@ class DataModule(LightningDataModule):
     @property
     def _accumulate(self) -> int:
         return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    def _from_cache(self, folder: str | os.PathLike[str]) -> TaskCollection:
+        if isinstance(self._source, Streamed):
+            return cached_tasks(self._source, folder)
+        collection = self._source()  # read already, maybe from the same cache
+        if collection.fingerprint is None:
+            raise ValueError(
+                f"data.cache={folder}: the source makes its tasks anew whenever they are needed, "
+                "and has nothing to cache · set data.cache=null."
+            )
+        return collection
 
     def _tasks_with(self, split: str) -> list[TaskData]:
         return [task for task in self.collection.tasks if task.split(split)]

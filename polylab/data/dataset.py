@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import accumulate
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -13,14 +17,16 @@ from jaxtyping import Int32
 from numpy import ndarray
 from torch.utils.data import Dataset
 
+from polylab.data.cache import made_once
 from polylab.data.encoding import TextEncoder, Tokens
 from polylab.data.example import Example
 from polylab.data.grouping import Grouping
 from polylab.data.prompts import render_input
 from polylab.data.sampling import Key
 from polylab.data.table import ExampleTable, as_table
-from polylab.data.tokens import MAX_TOKENS, Pair, TokenCache
+from polylab.data.tokens import MAX_TOKENS, Pair, StoredTokens, TokenCache
 
+logger = logging.getLogger(__name__)
 _CHUNK = 1024  # texts per call of the tokenizer
 
 
@@ -79,10 +85,28 @@ class EncodedExamples(Dataset[EncodedExample]):
         self._encoder = encoder
         self._prompt = prompt
         self._with_texts = with_texts
-        self._cache = TokenCache(len(self), max_tokens=max_tokens)
+        self._cache: TokenCache | StoredTokens = TokenCache(len(self), max_tokens=max_tokens)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def store(self, folder: str | os.PathLike[str], *, fingerprint: str) -> None:
+        """Take all ids from files in `folder`, made now if no process has made them before.
+
+        Args:
+            folder: Of all caches.
+            fingerprint: Of the examples and their order.
+        """
+        state = "\n".join([fingerprint, self._prompt, self._encoder.fingerprint()])
+        name = blake2b(state.encode(), digest_size=16).hexdigest()
+        place = Path(folder).expanduser() / f"tokens-{name}"
+        with made_once(place) as partial:
+            if partial is not None:
+                logger.info("tokenising %s examples into %s", f"{len(self):,}", place)
+                starts = range(0, len(self), _CHUNK)
+                chunks = (range(i, min(i + _CHUNK, len(self))) for i in starts)
+                StoredTokens.write(partial, map(self._encode, chunks))
+        self._cache = StoredTokens(place)
 
     def __getitem__(self, key: Key) -> EncodedExample:
         return self.__getitems__([key])[0]

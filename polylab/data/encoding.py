@@ -67,6 +67,11 @@ class TextEncoder:
                     f"text and at least 1 of it · use {budget - room + 1} or more."
                 )
 
+    def fingerprint(self) -> str:
+        """Changes with the tokenizer and with whatever else the ids depend on."""
+        around = (self._prefix, self._suffix, self._eos, self._keep_end)
+        return f"{self._tokenize.fingerprint()} {around} {self._input_room} {self._target_room}"
+
     def encode_inputs(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of every input with the tokens around it; never none at all."""
         encoded = []

@@ -1,16 +1,34 @@
-"""Examples in compact columns, which forked worker processes share."""
+"""Examples in Arrow columns, in memory or in a file that is mapped."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
 
 from polylab.data.example import Example
 
+__all__ = ["SCHEMA", "ExampleTable", "as_table", "batches_of"]
+
+_TEXT = pa.large_binary()  # UTF-8, but lone surrogates pass: a text comes back as it was
+_TEXTS = pa.large_list(_TEXT)
+SCHEMA = pa.schema(
+    {
+        "input": _TEXT,
+        "target": _TEXT,
+        "references": _TEXTS,  # null: the target alone, which is the rule
+        "options": _TEXTS,
+        "instruction": _TEXT,
+    }
+)
+_BATCH = 16_384  # rows of a batch
+
 
 class ExampleTable(Sequence[Example]):
-    """The examples given, kept as a few buffers and made anew whenever one is asked for.
+    """The examples given, kept in columns and made anew whenever one is asked for.
 
     A list of a million examples is some ten million objects: memory several times that of the text,
     and every process that reads one writes its reference counts, which copies the page that workers
@@ -18,21 +36,42 @@ class ExampleTable(Sequence[Example]):
     """
 
     def __init__(self, examples: Iterable[Example] = ()) -> None:
-        rows = list(examples)
-        self._inputs = _Texts(example.input for example in rows)
-        self._targets = _Texts(example.target for example in rows)
-        self._instructions = _lists(
-            () if example.instruction is None else (example.instruction,) for example in rows
+        self._set(pa.Table.from_batches(batches_of(examples), SCHEMA), None)
+
+    @classmethod
+    def in_file(cls, path: Path, batches: tuple[int, int]) -> ExampleTable:
+        """Batches `[first, end)` of an Arrow file, which is mapped, not read.
+
+        Pickled, it is the place in the file, so that worker processes map it too.
+        """
+        return cls.in_files(path, [batches])[0]
+
+    @classmethod
+    def in_files(cls, path: Path, spans: Iterable[tuple[int, int]]) -> list[ExampleTable]:
+        """`in_file` of many spans of batches, from one mapping."""
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        tables = []
+        for first, end in spans:
+            table = cls.__new__(cls)
+            found = [file.get_batch(i) for i in range(first, end)]
+            table._set(pa.Table.from_batches(found, SCHEMA), (path, (first, end)))
+            tables.append(table)
+        return tables
+
+    def _set(self, table: pa.Table, place: tuple[Path, tuple[int, int]] | None) -> None:
+        self._table, self._place = table, place
+        self._columns = [_Column(column) for column in table.columns]
+        self._inputs, self._targets, self._references, self._options, self._instructions = (
+            self._columns
         )
-        # the target alone, which is the rule, is not repeated
-        self._references = _lists(
-            () if example.references == (example.target,) else example.references
-            for example in rows
-        )
-        self._options = _lists(example.options or () for example in rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._place is not None:
+            return ExampleTable.in_file, self._place
+        return _from_arrow, (self._table,)
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return self._table.num_rows
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -44,16 +83,11 @@ class ExampleTable(Sequence[Example]):
         if isinstance(index, slice):
             return ExampleTable(self[i] for i in range(*index.indices(len(self))))
         row = range(len(self))[index]  # a negative one counts from the end
-        return Example(
-            input=self._inputs[row],
-            target=self._targets[row],
-            references=_list_at(self._references, row),
-            options=_list_at(self._options, row) or None,
-            instruction=next(iter(_list_at(self._instructions, row)), None),
-        )
+        return _example(*(column[row] for column in self._columns))
 
     def __iter__(self) -> Iterator[Example]:
-        return (self[row] for row in range(len(self)))
+        for batch in self._table.to_batches(_BATCH):
+            yield from map(_example, *(column.to_pylist() for column in batch.columns))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
@@ -65,18 +99,22 @@ class ExampleTable(Sequence[Example]):
     def __repr__(self) -> str:
         return f"ExampleTable({list(self)!r})"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its columns."""
+        return self._table.nbytes
+
     def input_at(self, row: int) -> str:
         """The input of a row, without the rest of it."""
-        return self._inputs[row]
+        return _decode(self._inputs[row])
 
     def all_instructed(self) -> bool:
         """Whether every example has an instruction."""
-        given = 0 if self._instructions is None else len(self._instructions.texts)
-        return given == len(self)
+        return not self._instructions.null_count
 
     def target_at(self, row: int) -> str:
         """The target of a row, without the rest of it."""
-        return self._targets[row]
+        return _decode(self._targets[row])
 
 
 def as_table(examples: Sequence[Example]) -> ExampleTable:
@@ -84,45 +122,63 @@ def as_table(examples: Sequence[Example]) -> ExampleTable:
     return examples if isinstance(examples, ExampleTable) else ExampleTable(examples)
 
 
-class _Texts:
-    """Strings as one byte string and the ends of each in it."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        parts: list[bytes] = []
-        self._ends = array("q", [0])
-        for text in texts:
-            parts.append(text.encode("utf-8", "surrogatepass"))
-            self._ends.append(self._ends[-1] + len(parts[-1]))
-        self._bytes = b"".join(parts)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> str:
-        found = self._bytes[self._ends[row] : self._ends[row + 1]]
-        return found.decode("utf-8", "surrogatepass")
+def batches_of(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
+    """The examples as Arrow batches of `SCHEMA`."""
+    left = iter(examples)
+    while rows := [*islice(left, _BATCH)]:
+        columns = [
+            pa.array([_encode(row.input) for row in rows], _TEXT),
+            pa.array([_encode(row.target) for row in rows], _TEXT),
+            _texts(None if row.references == (row.target,) else row.references for row in rows),
+            _texts(row.options or None for row in rows),
+            pa.array(
+                [None if row.instruction is None else _encode(row.instruction) for row in rows],
+                _TEXT,
+            ),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-class _Lists:
-    """Tuples of strings, as all their strings and the ends of each tuple in them."""
+class _Column:
+    """Values by row. Of a single chunk, which is the rule, no chunk need be looked up."""
 
-    def __init__(self, lists: Iterable[Sequence[str]]) -> None:
-        texts: list[str] = []
-        self._ends = array("q", [0])
-        for strings in lists:
-            texts.extend(strings)
-            self._ends.append(len(texts))
-        self.texts = _Texts(texts)
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.null_count = column.null_count
+        self._values = column.chunk(0) if column.num_chunks == 1 else column
 
-    def __getitem__(self, row: int) -> tuple[str, ...]:
-        return tuple(self.texts[i] for i in range(self._ends[row], self._ends[row + 1]))
+    def __getitem__(self, row: int) -> Any:
+        return self._values[row].as_py()
 
 
-def _lists(lists: Iterable[Sequence[str]]) -> _Lists | None:
-    # None takes no memory where there is nothing in any row
-    found = _Lists(lists)
-    return found if len(found.texts) else None
+def _from_arrow(table: pa.Table) -> ExampleTable:
+    found = ExampleTable.__new__(ExampleTable)
+    found._set(table, None)
+    return found
 
 
-def _list_at(lists: _Lists | None, row: int) -> tuple[str, ...]:
-    return () if lists is None else lists[row]
+def _example(
+    text: bytes,
+    target: bytes,
+    references: list[bytes] | None,
+    options: list[bytes] | None,
+    instruction: bytes | None,
+) -> Example:
+    return Example(
+        input=_decode(text),
+        target=_decode(target),
+        references=(*map(_decode, references or ()),),
+        options=(*map(_decode, options),) if options else None,
+        instruction=None if instruction is None else _decode(instruction),
+    )
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
+
+
+def _texts(lists: Iterable[Sequence[str] | None]) -> pa.Array:
+    return pa.array([None if texts is None else [*map(_encode, texts)] for texts in lists], _TEXTS)

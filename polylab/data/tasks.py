@@ -63,6 +63,7 @@ class TaskCollection:
         notes: Sentences for the user: rows dropped, tasks skipped, splits that do not exist.
         weights: How often each task is drawn relative to the others, where the source says so
             instead of the sizes.
+        fingerprint: Of what lies in a cache: it changes with the tasks.
 
     Raises:
         ValueError: If there is no task, a name is empty or occurs twice, a task has no examples,
@@ -73,6 +74,7 @@ class TaskCollection:
     skills: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
     weights: Mapping[str, float] | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         tasks = sorted(self.tasks, key=lambda task: task.name)

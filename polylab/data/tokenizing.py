@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -43,6 +45,11 @@ class BareTokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids of every text."""
         return [*map(len, self._encodings(texts) if self.is_fast else self(texts))]
+
+    def fingerprint(self) -> str:
+        """Changes with the tokenizer, so far as it gives other ids for the same text."""
+        state = self._backend.to_str().encode() if self.is_fast else pickle.dumps(self._tokenizer)
+        return blake2b(state, digest_size=16).hexdigest()
 
     @cached_property
     def _backend(self) -> Any:

@@ -1,8 +1,10 @@
-"""What was tokenised: the latest ids, and the lengths of all."""
+"""What was tokenised: the latest ids and the lengths of all, in memory; or everything, in files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -78,3 +80,64 @@ class TokenCache:
             larger = np.empty(min(max(2 * size, 4096), self._max_tokens), dtype=np.int32)
             larger[: len(self._buffer)] = self._buffer
             self._buffer = larger
+
+
+class StoredTokens:
+    """The ids of all inputs and targets in files that are mapped: a `TokenCache` that is full.
+
+    Pickled, it is the name of its folder, so that worker processes map the files too.
+
+    Args:
+        folder: Which `write` has filled.
+
+    Raises:
+        ValueError: If the files do not belong together.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self.lengths: Int32[ndarray, "examples 2"] = np.load(
+                folder / _LENGTHS, mmap_mode="r", allow_pickle=False
+            )
+            self._ends = np.load(folder / _ENDS, mmap_mode="r", allow_pickle=False)
+            self._ids = np.memmap(folder / _IDS, dtype=np.int32, mode="r")
+            if len(self._ends) != len(self.lengths) or len(self._ids) != self._ends[-1]:
+                raise ValueError("the files are not of one length")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: cannot be read ({error}) · remove this folder.") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredTokens, (self._folder,)
+
+    @staticmethod
+    def write(folder: Path, chunks: Iterable[Sequence[Pair]]) -> None:
+        """Fill a folder with the ids of all examples in their order."""
+        lengths = []
+        with (folder / _IDS).open("wb") as file:
+            for pairs in chunks:
+                lengths.append(np.array([(len(x), len(y)) for x, y in pairs], np.int32))
+                file.write(np.concatenate([ids for pair in pairs for ids in pair]).tobytes())
+        found = np.concatenate(lengths)
+        np.save(folder / _LENGTHS, found)
+        np.save(folder / _ENDS, np.cumsum(found.sum(axis=1, dtype=np.int64)))
+
+    def put(self, index: int, pair: Pair) -> None:
+        """Nothing: it is there."""
+
+    def get(self, index: int) -> Pair:
+        """A copy of the ids of `index`."""
+        n_input, n_target = self.lengths[index].tolist()
+        end = int(self._ends[index])
+        both = np.array(self._ids[end - n_input - n_target : end])
+        return both[:n_input], both[n_input:]
+
+    def put_lengths(self, indices: Sequence[int], lengths: Int32[ndarray, "texts 2"]) -> None:
+        """Nothing: they are there."""
+
+    def holds(self, indices: Sequence[int], *, ids: bool) -> Bool[ndarray, " texts"]:  # noqa: ARG002
+        """True of each."""
+        return np.ones(len(indices), dtype=bool)
+
+
+_IDS, _LENGTHS, _ENDS = "ids.int32", "lengths.npy", "ends.npy"
