@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -48,8 +48,13 @@ class BareTokenizer:
 
     def fingerprint(self) -> str:
         """Changes with the tokenizer, so far as it gives other ids for the same text."""
-        state = self._backend.to_str().encode() if self.is_fast else pickle.dumps(self._tokenizer)
-        return blake2b(state, digest_size=16).hexdigest()
+        kind = type(self._tokenizer)
+        if self.is_fast:
+            state = self._backend.to_str()
+        else:  # what a tokenizer in Python goes by, as far as it says
+            told = (sorted(self._tokenizer.get_vocab().items()), self._tokenizer.init_kwargs)
+            state = json.dumps([kind.__module__, kind.__qualname__, told], default=str)
+        return blake2b(state.encode(), digest_size=16).hexdigest()
 
     @cached_property
     def _backend(self) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from polylab.data import DataModule, Example, JsonlFolder, TaskCollection, TaskData
 from polylab.data.cache import cached_tasks, made_once
@@ -265,3 +265,18 @@ def test_nothing_is_made_twice(tmp_path: Path) -> None:
 
 def _pair(text: list[int], target: list[int]) -> tuple[Any, Any]:
     return np.array(text, np.int32), np.array(target, np.int32)
+
+
+def test_a_tokenizer_is_the_same_in_every_process(
+    byt5: Any, gpt2_like: PreTrainedTokenizerFast, llama_like: PreTrainedTokenizerFast
+) -> None:
+    tokenizers = [byt5, gpt2_like, llama_like, ByT5Tokenizer(extra_ids=3)]
+    here = [_fingerprint(tokenizer) for tokenizer in tokenizers]
+    assert len(set(here)) == 4
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # strings hash otherwise there
+        assert pool.map(_fingerprint, tokenizers) == here
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    settings = {"is_encoder_decoder": True, "max_input_length": 9, "max_target_length": 8}
+    return TextEncoder(tokenizer, **settings).fingerprint()
