@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     For each number of tasks and skills, paired ratios of a step's time: `ratio` to the first
     numbers of both, `of fewest tasks` to the first number of tasks, each under the same optimiser;
-    `of dense` to the other optimiser. Then `mope` by sequence, and by token as a ratio to it.
+    `of dense` to the other optimiser; `adapter MB` with the optimiser's state. Then `mope` by sequence, and by token as a ratio to it.
     """
     rows = []
     for name in options.shapes.split(","):
@@ -96,7 +96,8 @@ def _by_task(base: nn.Module, shape: Shape, options: argparse.Namespace) -> list
             beside = _beside(own, few, least, numbers=(n_tasks, n_skills), options=options)
             for row, contender in zip(beside, own.values(), strict=True):
                 gib = _gib(base, contender, options.device)
-                rows.append({"shape": shape.name, **row, "GiB": gib})
+                held = round(_bytes(_state(contender)) / 2**20, 1)
+                rows.append({"shape": shape.name, **row, "adapter MB": held, "GiB": gib})
             del own
             free(options.device)
     return rows
@@ -214,10 +215,19 @@ def _gib(base: nn.Module, contender: Growing, device: str) -> float | None:
     torch.cuda.reset_peak_memory_stats()
     contender.step(contender.batches[0])
     wait(device)
-    state = [value for own in contender.optimizer.state.values() for value in own.values()]
-    held = [*base.parameters(), *contender.trained, *(v for v in state if torch.is_tensor(v))]
-    kept = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    kept = _bytes([*base.parameters(), *_state(contender)])
     return round((kept + torch.cuda.max_memory_allocated() - before) / 2**30, 2)
+
+
+def _state(contender: Growing) -> list[Tensor]:
+    """The adapter, and what the optimiser keeps of it between steps."""
+    assert contender.optimizer is not None
+    kept = [value for own in contender.optimizer.state.values() for value in own.values()]
+    return [*contender.trained, *(value for value in kept if torch.is_tensor(value))]
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _numbers(text: str) -> list[int]:

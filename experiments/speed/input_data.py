@@ -27,8 +27,10 @@ ENDS = ("a", "e", "i", "o", "u", "an", "er", "ing")
 SYLLABLES = [start + end for start in "bcdfghklmnprstvw" for end in ENDS]
 
 
-def write_tasks(folder: Path, *, tasks: int, examples: int, seed: int) -> None:
-    """Write `tasks` JSONL files with `examples` rows together, on average 60 words a row.
+def write_tasks(
+    folder: Path, *, tasks: int, examples: int, seed: int, shorter: float = 1.0
+) -> None:
+    """Write `tasks` JSONL files with `examples` rows together, on average 60 / `shorter` words.
 
     Sizes are log-normal (sigma 1), and so are the mean lengths of the tasks (sigma 0.8) and the
     lengths within a task (sigma 0.4): instructions, short questions and long documents together.
@@ -37,7 +39,7 @@ def write_tasks(folder: Path, *, tasks: int, examples: int, seed: int) -> None:
     words = np.array(vocabulary(rng), dtype=object)
     folder.mkdir(parents=True, exist_ok=True)
     for task, size in enumerate(task_sizes(rng, tasks=tasks, examples=examples).tolist()):
-        rows = task_rows(rng, words, size=size)
+        rows = task_rows(rng, words, size=size, shorter=shorter)
         (folder / f"task{task:04d}.jsonl").write_text(
             "".join(json.dumps({"input": x, "target": y}) + "\n" for x, y in rows), "utf-8"
         )
@@ -51,11 +53,11 @@ def task_sizes(rng: np.random.Generator, *, tasks: int, examples: int) -> np.nda
 
 
 def task_rows(
-    rng: np.random.Generator, words: np.ndarray, *, size: int
+    rng: np.random.Generator, words: np.ndarray, *, size: int, shorter: float = 1.0
 ) -> Iterator[tuple[str, str]]:
     """Inputs and targets of one task."""
-    inputs = _lengths(rng, size, mean=40 * rng.lognormal(sigma=0.8))
-    targets = _lengths(rng, size, mean=5 * rng.lognormal(sigma=0.8))
+    inputs = _lengths(rng, size, mean=40 / shorter * rng.lognormal(sigma=0.8))
+    targets = _lengths(rng, size, mean=5 / shorter * rng.lognormal(sigma=0.8))
     # Zipf's law, cut: rank 1 is most frequent
     draws = (WORDS ** rng.random(int(inputs.sum() + targets.sum()))).astype(np.int64) - 1
     text = words[draws].tolist()
