@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     For each number of tasks and skills, paired ratios of a step's time: `ratio` to the first
     numbers of both, `of fewest tasks` to the first number of tasks, each under the same optimiser;
-    `of dense` to the other optimiser; `adapter MB` with the optimiser's state. Then `mope` by sequence, and by token as a ratio to it.
+    `of dense` to the other optimiser; `adapter MB` with the optimiser's state. Then `mope` by
+    sequence, and by token as a ratio to it.
     """
     rows = []
     for name in options.shapes.split(","):
