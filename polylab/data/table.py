@@ -7,14 +7,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 
 from polylab.data.example import Example
 
 __all__ = ["SCHEMA", "ExampleTable", "as_table", "batches_of"]
 
-_TEXT = pa.large_binary()  # UTF-8, but lone surrogates pass: a text comes back as it was
-_TEXTS = pa.large_list(_TEXT)
+_TEXT: Any = pa.large_binary()  # UTF-8, but lone surrogates pass: a text comes back as it was
+_TEXTS: Any = pa.large_list(_TEXT)
 SCHEMA = pa.schema(
     {
         "input": _TEXT,
@@ -126,17 +127,14 @@ def batches_of(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     """The examples as Arrow batches of `SCHEMA`."""
     left = iter(examples)
     while rows := [*islice(left, _BATCH)]:
-        columns = [
-            pa.array([_encode(row.input) for row in rows], _TEXT),
-            pa.array([_encode(row.target) for row in rows], _TEXT),
-            _texts(None if row.references == (row.target,) else row.references for row in rows),
-            _texts(row.options or None for row in rows),
-            pa.array(
-                [None if row.instruction is None else _encode(row.instruction) for row in rows],
-                _TEXT,
-            ),
+        texts = [
+            _texts([_encode(row.input) for row in rows]),
+            _texts([_encode(row.target) for row in rows]),
+            _lists(None if row.references == (row.target,) else row.references for row in rows),
+            _lists(row.options or None for row in rows),
+            _texts([None if row.instruction is None else _encode(row.instruction) for row in rows]),
         ]
-        yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        yield pa.RecordBatch.from_arrays(texts, schema=SCHEMA)
 
 
 class _Column:
@@ -180,5 +178,27 @@ def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogatepass")
 
 
-def _texts(lists: Iterable[Sequence[str] | None]) -> pa.Array:
-    return pa.array([None if texts is None else [*map(_encode, texts)] for texts in lists], _TEXTS)
+# From buffers, since `pa.array` imports pandas to see that it is given no data frame
+
+
+def _texts(values: Sequence[bytes | None]) -> pa.Array:
+    lengths = [0 if value is None else len(value) for value in values]
+    data = pa.py_buffer(b"".join(value for value in values if value is not None))
+    buffers = [_validity(values), _ends(lengths), data]
+    return pa.Array.from_buffers(_TEXT, len(values), buffers)
+
+
+def _lists(values: Iterable[Sequence[str] | None]) -> pa.Array:
+    rows = [*values]
+    texts = _texts([_encode(text) for row in rows for text in row or ()])
+    buffers = [_validity(rows), _ends([len(row or ()) for row in rows])]
+    return pa.Array.from_buffers(_TEXTS, len(rows), buffers, children=[texts])
+
+
+def _validity(values: Sequence[object | None]) -> pa.Buffer:
+    there = np.array([value is not None for value in values], dtype=bool)
+    return pa.py_buffer(np.packbits(there, bitorder="little").tobytes())
+
+
+def _ends(lengths: Sequence[int]) -> pa.Buffer:
+    return pa.py_buffer(np.cumsum([0, *lengths], dtype=np.int64).tobytes())
