@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         get_peft_model,
     )
     from polylab.poly import PolyModel as PeftModel
+    from polylab.runs import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "from_loras",
     "from_mttl",
     "get_peft_model",
+    "load",
 ]
 
 # Public name -> (module, name there). Resolved on first use, so that the commands' help and error
@@ -43,6 +45,7 @@ _EXPORTS = {
     "from_loras": ("polylab.poly", "from_loras"),
     "from_mttl": ("polylab.poly", "from_mttl"),
     "get_peft_model": ("polylab.poly", "get_peft_model"),
+    "load": ("polylab.runs", "load"),
 }
 
 

@@ -65,9 +65,9 @@ def run(cfg: DictConfig) -> str:
     quiet_libraries()
     if cfg.format == "poly":
         return export_poly(source / "adapter", target)
-    model, tokenizer = load_run(source, run_config, trust_code=cfg.trust_code)
+    model, backbone = load_run(source, run_config, trust_code=cfg.trust_code)
     if cfg.format == "merged":
-        return export_merged(model, tokenizer, target, name=the_task(cfg, names))
+        return export_merged(model, backbone.tokenizer, target, name=the_task(cfg, names))
     return export_loras(model, target, names=names, name=cfg.task)
 
 

@@ -203,6 +203,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # the CSV logger writes into the run's folder, which is never empty
     warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+    import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

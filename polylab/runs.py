@@ -1,8 +1,11 @@
-"""Finished runs, read from their folders: the shared part of the commands that start from one.
+"""Finished runs, read from their folders: by the commands that start from one, and by `load`.
 
 Only what reads the configuration is imported here; torch and the rest follow once it is valid.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +15,122 @@ from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.files import read_json
+from polylab.config.suggest import hint, listing
 from polylab.parts import build_backbone
 
 if TYPE_CHECKING:
-    from polylab import PolyModel
+    from pandas import DataFrame
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_run", "read_run", "task_names"]
+    from polylab import PolyModel
+    from polylab.backbones import Backbone
+
+__all__ = ["Run", "load", "load_run", "read_run", "task_names"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, for notebooks.
+
+    Args:
+        folder: Of the run.
+        config: Its whole configuration.
+        tasks: Names; the index is the id.
+        metrics: Its `metrics.json`; empty where the run did not get so far.
+        model: The backbone with the adapter, in evaluation mode.
+        tokenizer: Of the backbone.
+    """
+
+    folder: Path
+    config: DictConfig
+    tasks: list[str]
+    metrics: dict[str, Any]
+    model: "PolyModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def allocation(self, layer: str | None = None, split: int | None = None) -> "DataFrame":
+        """Which skills each task uses: mixing weights without noise, tasks x skills.
+
+        Skills of different layers and heads have nothing to do with each other, so a mean is one
+        after alignment (`polylab.poly.alignment.aligned_mean`); `attrs["agreement"]` says how well
+        they agree (at most 1).
+
+        Args:
+            layer: A layer's whole name, or what is behind its last dots if that is unique; the
+                aligned mean over all layers if None.
+            split: A head; the aligned mean over the heads if None.
+
+        Raises:
+            ValueError: If there is no such layer or head, or the adapter is routed by the input.
+        """
+        from pandas import DataFrame
+
+        from polylab.poly.alignment import aligned_mean
+
+        weights = {name: w.float().cpu() for name, w in self.model.task_weights().items()}
+        if layer is not None:
+            name = _layer(layer, list(weights))
+            weights = {name: weights[name]}
+        if split is not None:
+            heads = min(w.shape[1] for w in weights.values())
+            if not 0 <= split < heads:
+                raise ValueError(f"split={split}: give a head from 0 to {heads - 1}.")
+            weights = {name: w[:, split : split + 1] for name, w in weights.items()}
+        mean, agreement = aligned_mean(weights)
+        frame = DataFrame(mean.numpy(), index=self.tasks, columns=[*range(mean.shape[1])])
+        frame.index.name, frame.columns.name = "task", "skill"
+        frame.attrs["agreement"] = agreement
+        return frame
+
+    def generate(
+        self, texts: Sequence[str], *, task: str | None = None, **options: Any
+    ) -> list[str]:
+        """Answers to texts as the run's data has them, encoded as in training.
+
+        Args:
+            texts: Inputs, with an instruction where the run's had one (`data.prompt`).
+            task: Whose routing to use; needed unless the adapter is routed by the input, or knows
+                one task only.
+            options: Of `generate`, over the run's own (`module.max_new_tokens`, `num_beams`).
+
+        Raises:
+            ValueError: If the task is unknown, or not said where it matters.
+        """
+        from polylab.answering import answers
+
+        return answers(self, texts, task=task, **options)
+
+
+def load(
+    folder: str | PathLike[str], *, device: str | None = None, trust_code: bool = False
+) -> Run:
+    """Read a finished run back, as `polylab.load(RUN_DIR)`.
+
+    Args:
+        folder: `runs/EXPERIMENT/DATE_TIME`.
+        device: Where the model goes; the CPU if None.
+        trust_code: Import and run the classes (router, noise, ...) that the adapter names.
+
+    Raises:
+        ValueError: If the folder is no finished run's, or its backbone is not there any more.
+    """
+    place = Path(folder)
+    config, names = read_run(place), task_names(place)
+    model, backbone = load_run(place, config, trust_code=trust_code)
+    model = model.to(device or "cpu").eval()
+    path = place / "metrics.json"
+    metrics = read_json(path) if path.is_file() else {}
+    return Run(place, config, names, metrics, model, backbone.tokenizer)
+
+
+def _layer(name: str, layers: Sequence[str]) -> str:
+    found = [layer for layer in layers if layer == name or layer.endswith(f".{name}")]
+    if name in layers or len(found) == 1:
+        return name if name in layers else found[0]
+    what = "is the end of several" if found else "is none of the layers"
+    raise ValueError(
+        f"layer={name!r} {what}{hint(name, layers)} · valid: {listing(found or layers)}"
+    )
 
 
 def read_run(folder: Path) -> DictConfig:
@@ -64,8 +177,8 @@ def task_names(run_folder: Path) -> list[str]:
         return sorted(ids, key=ids.__getitem__)
 
 
-def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[PolyModel, Any]":
-    """Load the run's backbone with its adapter, and its tokenizer.
+def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[PolyModel, Backbone]":
+    """Load the run's backbone, and the model with its adapter.
 
     Raises:
         ConfigError: If the backbone is not there any more, or the adapter does not fit it.
@@ -75,4 +188,4 @@ def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[Po
     backbone = build_backbone(config)
     with user_mistakes(f"run={folder}"):
         model = PolyModel.from_pretrained(backbone.model, folder / "adapter", trust_code=trust_code)
-        return model, backbone.tokenizer
+        return model, backbone

@@ -61,6 +61,44 @@ Flags
 """
 
 
+EVALUATE_HELP = """\
+polylab: metrics of a finished run
+
+usage: python -m polylab.evaluate run=RUN_DIR [data=OPTION ...] [KEY=VALUE ...]
+
+Groups (GROUP=OPTION)
+  data  {data} (default: the run's own)
+
+Keys
+  run                folder of a finished run, runs/EXPERIMENT/DATE_TIME
+  split              test (default) or validation
+  task               only this task, or these: task=[NAME,NAME]
+  routing            learned (default), uniform, rounded, top1, shuffled, task:NAME, drop:SKILL,
+                     drop:LAYER/SKILL
+  zero_shot          how tasks are routed that the run does not know: mean, nearest, input
+  batch_size, examples_per_task, accelerator, precision, trust_code
+
+Examples
+  python -m polylab.evaluate run=RUN_DIR
+  python -m polylab.evaluate run=RUN_DIR split=validation task=NAME
+  python -m polylab.evaluate run=RUN_DIR routing=uniform
+  python -m polylab.evaluate run=RUN_DIR data=mixture data.source.tasks=held_out zero_shot=mean
+  python -m polylab.evaluate run=RUN_DIR data=jsonl data.path=DIR hydra.run.dir=FOLDER
+
+FOLDER gets metrics.json and predictions.jsonl. A killed evaluation goes on where it was when it is
+started again with the same hydra.run.dir.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
+
+def evaluate_help() -> str:
+    """Fill the sources of data into the text."""
+    return EVALUATE_HELP.format(data=", ".join(options("data")))
+
+
 def options(group: str) -> list[str]:
     """Return the names of the options that the package holds for `group`, sorted."""
     folder = (

@@ -28,22 +28,26 @@ def summary_line(metrics: Mapping[str, Any]) -> str:
 
 
 def print_table(metrics: Mapping[str, Any]) -> None:
-    """Print a row of test metrics for every task, and the macro means last."""
+    """Print a row of metrics for every task, and the macro means last.
+
+    Of the test; of the validation where that is all there is.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    test = metrics.get("test") or {}
-    tasks, macro = test.get("tasks", {}), test.get("macro", {})
+    split = "test" if metrics.get("test") else "val"
+    found = metrics.get(split) or {}
+    tasks, macro = found.get("tasks", {}), found.get("macro", {})
     if not tasks:
         return
     columns = sorted({name for scores in tasks.values() for name in scores})
-    table = Table("task", title="test metrics by task")
+    table = Table("task", title=f"{split} metrics by task")
     for column in columns:
         table.add_column(column, justify="right")
     for name, scores in sorted(tasks.items()):
         table.add_row(name, *(_number(scores.get(column)) for column in columns))
     table.add_section()
-    overall = {**macro, "loss": test.get("loss")}
+    overall = {**macro, "loss": found.get("loss")}
     table.add_row("all", *(_number(overall.get(column)) for column in columns))
     Console().print(table)
 

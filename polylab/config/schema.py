@@ -193,11 +193,27 @@ class ExportSchema:
     trust_code: bool = False
 
 
+@dataclass
+class EvaluateSchema:
+    run: str = MISSING
+    split: str = "test"
+    task: Any = None
+    routing: str = "learned"
+    zero_shot: str | None = None
+    batch_size: int | None = None
+    examples_per_task: int | None = None
+    accelerator: str = "auto"
+    precision: Any = None
+    trust_code: bool = False
+    data: Any = None
+
+
 def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
     store(name="train_schema", node=TrainSchema, provider="polylab")
     store(name="export_schema", node=ExportSchema, provider="polylab")
+    store(name="evaluate_schema", node=EvaluateSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,

@@ -17,6 +17,7 @@ from polylab.training.checkpoint import check_task_names, check_trainable_state,
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluation import Prediction, SplitEvaluation
 from polylab.training.generation import generate_texts
+from polylab.training.journal import Answers, Journal
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
 from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
@@ -51,6 +52,7 @@ class PolyModule(LightningModule):
     Attributes:
         results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
         predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
+        journal: Keeps the answers to evaluation batches, so that a killed evaluation can go on.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class PolyModule(LightningModule):
         self.task_names = list(task_names)
         self.results: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, list[Prediction]] = {}
+        self.journal: Journal | None = None
         self._evaluations = nn.ModuleDict(
             {
                 split: SplitEvaluation(task_names, predictions_per_task=predictions_per_task)
@@ -242,11 +245,11 @@ class PolyModule(LightningModule):
             self.model, self.tokenizer, batch, encoded=encoded, **self._generation
         )
 
-    def validation_step(self, batch: dict[str, Any]) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "val", batch_idx)
 
-    def test_step(self, batch: dict[str, Any]) -> None:
-        self._evaluate(batch, "test")
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "test", batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
@@ -254,12 +257,17 @@ class PolyModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish("test")
 
-    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
-        evaluation = self._evaluation(split)
-        losses = self._example_losses(batch)
-        evaluation.add_losses(batch["task_ids"], losses.losses, losses.tokens)
-        texts = self.generate_texts(batch, encoded=losses.encoded)
-        evaluation.add_texts(batch["task_ids"], batch["inputs"], texts, batch["references"])
+    def _evaluate(self, batch: dict[str, Any], split: str, index: int) -> None:
+        answers = None if self.journal is None else self.journal.find(index)
+        if answers is None:
+            losses = self._example_losses(batch)
+            texts = self.generate_texts(batch, encoded=losses.encoded)
+            answers = Answers(losses.losses.cpu(), losses.tokens.cpu(), texts)
+            if self.journal is not None:
+                self.journal.add(index, answers)
+        evaluation, ids = self._evaluation(split), batch["task_ids"]
+        evaluation.add_losses(ids, answers.losses.to(ids.device), answers.tokens.to(ids.device))
+        evaluation.add_texts(ids, batch["inputs"], answers.texts, batch["references"])
 
     def _finish(self, split: str) -> None:
         result, predictions = self._evaluation(split).finish()

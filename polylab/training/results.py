@@ -27,6 +27,7 @@ def write_metrics(
     seconds: float,
     trainable_parameters: int,
     recovery: Mapping[str, Any] | None = None,
+    neighbours: Mapping[str, str] | None = None,
 ) -> None:
     """Write the final metrics as strict JSON, in one step, without the parts that are None.
 
@@ -38,13 +39,14 @@ def write_metrics(
         seconds: Wall time of the run.
         trainable_parameters: See `count_trainable`.
         recovery: How well the router found the true skills, where they are known.
+        neighbours: The trained task that each untrained one was routed as (`zero_shot=nearest`).
 
     Raises:
         ValueError: If `checkpoint` is neither.
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint} must be best or last.")
-    parts = {"val": val, "test": test, "recovery": recovery}
+    parts = {"val": val, "test": test, "recovery": recovery, "neighbours": neighbours}
     content = {name: part for name, part in parts.items() if part is not None} | {
         "checkpoint": checkpoint,
         "seconds": seconds,

@@ -40,7 +40,7 @@ def test_one_encoding_serves_loss_and_answers(poly_module, make_batch, adapter, 
     encoder = module.model.get_base_model().get_encoder()
     encoder.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        module.validation_step(batch)
+        module.validation_step(batch, 0)
     predictions = module._evaluation("val").finish()[1]
     by_task = sorted(zip(batch["task_ids"].tolist(), expected, strict=True), key=lambda x: x[0])
     assert [p["prediction"] for p in predictions] == [text for _, text in by_task]
