@@ -116,14 +116,23 @@ class SplitsSchema:
 class TableDataSchema(LocalDataSchema):
     columns: ColumnsSchema = field(default_factory=ColumnsSchema)
     splits: SplitsSchema = field(default_factory=SplitsSchema)
-    tasks: str = "auto"
     max_examples_per_task: int | None = None
 
 
 @dataclass
-class HubDataSchema(TableDataSchema):
+class FilesDataSchema(TableDataSchema):
+    tasks: str = "auto"
+
+
+@dataclass
+class NamedDataSchema(TableDataSchema):
     config_name: Any = None  # or several
     revision: str | None = None
+
+
+@dataclass
+class HubDataSchema(NamedDataSchema):
+    tasks: str = "auto"
 
 
 @dataclass
@@ -134,8 +143,7 @@ class P3Schema:
 
 
 @dataclass
-class P3DataSchema(HubDataSchema):
-    tasks: str = "configs"
+class P3DataSchema(NamedDataSchema):
     p3: P3Schema = field(default_factory=P3Schema)
 
 
@@ -146,8 +154,7 @@ class FlanSchema:
 
 
 @dataclass
-class FlanDataSchema(HubDataSchema):
-    tasks: str = "column"
+class FlanDataSchema(NamedDataSchema):
     flan: FlanSchema = field(default_factory=FlanSchema)
 
 
@@ -257,7 +264,7 @@ def register_schemas() -> None:
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,
-        "table_data": TableDataSchema,
+        "files_data": FilesDataSchema,
         "hub_data": HubDataSchema,
         "p3_data": P3DataSchema,
         "flan_data": FlanDataSchema,

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +77,15 @@ def test_json_is_text_as_it_stands(tmp_path: Path, suffix: str) -> None:
         HubSource(path=str(tmp_path))()
 
 
+def test_a_row_is_named_as_the_user_spelled_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "mine" / "data" / "train.jsonl", [{"input": "a", "target": 7}])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'^mine/data/train\.jsonl:1: "target" has 7'):
+        HubSource(path="mine")()
+
+
 def test_csv_is_text_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text('input,target\n007,NA\n"a\nb",1.0\n')
     (task,) = HubSource(path=str(tmp_path))().tasks
@@ -96,7 +104,11 @@ def test_configurations_are_tasks(tmp_path: Path, make_rows: MakeRows) -> None:
     assert (task.name, len(task.train)) == (tmp_path.name, 5)
     (task,) = HubSource(path=str(tmp_path), config_name=["snarks"], tasks="configs")().tasks
     assert task.name == "snarks"
-    with pytest.raises(ValueError, match=r"config_name has 'snark', which .* it has 'snarks', 'sp"):
+    with pytest.raises(ValueError, match=r"data\.tasks=one with data\.columns\.task=input · a col"):
+        HubSource(path=str(tmp_path), tasks="one", columns={"task": "input"})
+    with pytest.raises(
+        ValueError, match=r"cannot be read: .*'snark' not found. Available: \['sports', 'snarks'\]"
+    ):
         HubSource(path=str(tmp_path), config_name="snark")()
 
 
@@ -331,16 +343,3 @@ def test_flan_needs_a_task_column(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [{"inputs": "a", "targets": "b"}])
     with pytest.raises(ValueError, match=r"data\.tasks=column, and \S+ has no column for the task"):
         FlanSource(path=str(tmp_path))()
-
-
-def test_libraries_are_imported_when_used(tmp_path: Path) -> None:
-    import subprocess
-
-    (tmp_path / "t.csv").write_text("input,target\na,b\n")
-    code = (
-        "import sys; from polylab.data import CsvFiles; "
-        f"print(CsvFiles(path={str(tmp_path)!r})().names, "
-        "{'datasets', 'pyarrow.parquet'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['t'] set()"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from polylab.data.sources.hub import HubSource
-from polylab.data.sources.tabular import Part, safe_names
+from polylab.data.sources.selecting import safe_names
+from polylab.data.sources.tabular import Part
 
 _BETWEEN = "\0"
 

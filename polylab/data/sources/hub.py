@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from polylab.data.sources.lines import CsvTable, JsonlTable, LineTable
 from polylab.data.sources.tables import ArrowTable, Table
 from polylab.data.sources.tabular import ColumnSource, Part
-from polylab.data.tasks import quote
 
 if TYPE_CHECKING:
     import datasets
@@ -44,7 +43,7 @@ class HubSource(ColumnSource):
     config_name: str | Sequence[str] | None = None
     revision: str | None = None
 
-    WAYS: ClassVar[tuple[str, ...]] = ("column", "configs", "one")
+    WAYS: ClassVar[tuple[str, ...]] = ("auto", "column", "configs", "one")
 
     @property
     def where(self) -> str:
@@ -65,24 +64,20 @@ class HubSource(ColumnSource):
         ]
 
     def configs(self) -> list[str]:
-        """The configurations that are read.
-
-        Raises:
-            ValueError: If one that was named does not exist.
-        """
+        """The configurations that are read."""
         import datasets
 
+        if self.config_name is not None:
+            given = self.config_name
+            return [given] if isinstance(given, str) else [*given]
         with _one_line(self.path):
-            found = datasets.get_dataset_config_names(self.path, revision=self.revision)
-        given = self.config_name
-        wanted = found if given is None else [given] if isinstance(given, str) else [*given]
-        unknown = sorted(set(wanted) - set(found))
-        if unknown:
-            raise ValueError(
-                f"data.config_name has {quote(unknown)}, which data.path={self.path} has not · it "
-                f"has {quote(sorted(found))} · name those."
-            )
-        return wanted
+            return datasets.get_dataset_config_names(self.path, revision=self.revision)
+
+    def _spelled(self, file: str) -> str:
+        """A file as the user spelled its folder."""
+        folder = Path(self.path).resolve()
+        inside = Path(file).is_relative_to(folder)
+        return str(Path(self.path) / Path(file).relative_to(folder)) if inside else file
 
     def _check_path(self) -> None:
         path = Path(self.path)
@@ -106,7 +101,8 @@ class HubSource(ColumnSource):
             if isinstance(builder.config, JsonConfig | CsvConfig):
                 kind = JsonlTable if isinstance(builder.config, JsonConfig) else CsvTable
                 return [
-                    (split, kind(file, where=name)) for split, name, file in _text_files(builder)
+                    (split, kind(file, where=self._spelled(name)))
+                    for split, name, file in _text_files(builder)
                 ]
             builder.download_and_prepare()
             loaded = builder.as_dataset()

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from polylab.data.example import Example
 from polylab.data.rows import parse_row
 from polylab.data.sources.hub import HubSource
-from polylab.data.sources.tabular import Part, Rows, choose
+from polylab.data.sources.selecting import Rows, choose
+from polylab.data.sources.tabular import Part
 
 SCORE_EVAL = "_score_eval"
 # Datasets of P3 as its configurations begin: DATASET_TEMPLATE, and both parts have underscores.

@@ -34,7 +34,7 @@ class TableFiles(ColumnSource):
 
     path: str | Path
 
-    WAYS: ClassVar[tuple[str, ...]] = ("column", "files")
+    WAYS: ClassVar[tuple[str, ...]] = ("auto", "column", "files")
     SUFFIX: ClassVar[str]
 
     @property
@@ -119,10 +119,10 @@ class ParquetTable(Table):
 
     @property
     def columns(self) -> Sequence[str]:
-        return self._file.schema_arrow.names
+        return self._shape[0]
 
     def pieces(self, by: Sequence[str]) -> dict[Key, Piece]:
-        count = self._file.metadata.num_rows
+        _, count = self._shape
         if not by:
             return {(): Piece(self, np.arange(count))}
         return self._mapped.pieces(by) if count else {}
@@ -131,7 +131,7 @@ class ParquetTable(Table):
         import pyarrow as pa
 
         end = 0
-        for batch in self._file.iter_batches(columns=[*columns]):
+        for batch in self._open().iter_batches(columns=[*columns]):
             start, end = end, end + len(batch)
             if positions is None:
                 numbers, taken = np.arange(start, end), batch
@@ -141,8 +141,14 @@ class ParquetTable(Table):
             for number, cells in zip(numbers, taken.to_pylist(), strict=True):
                 yield f"{self.where}:row {number + 1}", cells
 
-    @property
-    def _file(self) -> pq.ParquetFile:
+    @cached_property
+    def _shape(self) -> tuple[Sequence[str], int]:
+        """Names of the columns, number of rows."""
+        file = self._open()
+        return file.schema_arrow.names, file.metadata.num_rows
+
+    def _open(self) -> pq.ParquetFile:
+        # anew each time: there may be more files than a process may hold open
         import pyarrow as pa
         import pyarrow.parquet as pq
 

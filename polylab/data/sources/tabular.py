@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import random
-import re
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import ClassVar
-
-import numpy as np
 
 from polylab.data.example import Example
 from polylab.data.sources.base import FileSource, TaskReader
 from polylab.data.sources.columns import Roles, check_columns, find_roles
 from polylab.data.sources.notes import Notes
+from polylab.data.sources.selecting import (
+    Rows,
+    capped,
+    ignored_columns,
+    located,
+    safe_names,
+)
 from polylab.data.sources.tables import Piece, Table
 from polylab.data.tasks import SPLITS, quote
 
@@ -40,14 +42,6 @@ class Part:
     table: Table
     task: str
     split: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one task and split, in a table with these roles."""
-
-    piece: Piece
-    roles: Roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +69,7 @@ class ColumnSource(FileSource):
     tasks: str = "auto"
     max_examples_per_task: int | None = None
 
-    WAYS: ClassVar[tuple[str, ...]] = ("column",)
+    WAYS: ClassVar[tuple[str, ...]] = ("auto", "column")
     KEYS: ClassVar[tuple[str, ...]] = ("task", "split")
 
     def __post_init__(self) -> None:
@@ -86,9 +80,14 @@ class ColumnSource(FileSource):
             raise ValueError(
                 f"data.splits has {quote(unknown)} · valid: {', '.join(SPLITS)} · rename them."
             )
-        if self.tasks not in ("auto", *self.WAYS):
+        if self.tasks not in self.WAYS:
             raise ValueError(
-                f"data.tasks={self.tasks!r} · valid: auto, {', '.join(self.WAYS)} · choose one."
+                f"data.tasks={self.tasks!r} · valid: {', '.join(self.WAYS)} · choose one of them."
+            )
+        if self.tasks not in ("auto", "column") and self.columns.get("task"):
+            raise ValueError(
+                f"data.tasks={self.tasks} with data.columns.task={self.columns['task']} · a column "
+                "names the tasks or it does not · leave one of the two out."
             )
         if self.max_examples_per_task is not None and self.max_examples_per_task < 1:
             raise ValueError(
@@ -150,7 +149,7 @@ class ColumnSource(FileSource):
         Raises:
             ValueError: With the place of the row, if one is malformed.
         """
-        kept = rows if cap is None else _capped(rows, cap, task)
+        kept = rows if cap is None else capped(rows, cap, task)
         return [example for its in kept for example in self.examples(its)]
 
     def examples(self, rows: Rows) -> Iterator[Example | None]:
@@ -260,53 +259,9 @@ class _ColumnTask(TaskReader):
         kept = [example for example in found if example is not None]
         name = self.name if is_train else f"{split}/{self.name}"
         notes.add("rows with an empty target, dropped", name, len(found) - len(kept))
-        for column in sorted({column for its in rows for column in _ignored(its)}):
+        for column in sorted({column for its in rows for column in ignored_columns(its)}):
             notes.add(f"rows with the column {column!r}, ignored", name, len(found))
         for other, its in self.others.items() if is_train else ():
-            count = sum(len(_located(each.piece)) for each in its)
+            count = sum(len(located(each.piece)) for each in its)
             notes.add(f"rows of the split {other!r}, not read", name, count)
         return kept
-
-
-def safe_names(names: Mapping[str, str]) -> dict[str, str]:
-    """The names without characters that paths and metrics give a meaning (then `_`), by task.
-
-    Raises:
-        ValueError: If two tasks would have the same name.
-    """
-    found = {task: re.sub(r'[\s/\\:*?"<>|\x00-\x1f]', "_", name) for task, name in names.items()}
-    owners: dict[str, str] = {}
-    for task, name in found.items():
-        other = owners.setdefault(name, task)
-        if other != task:
-            raise ValueError(
-                f"the tasks {names[other]!r} and {names[task]!r} would both be named {name!r} · "
-                "names must differ in more than the characters that no name may have · rename one."
-            )
-    return found
-
-
-def choose(count: int, total: int, task: str) -> list[int]:
-    """`count` of `total` positions, ascending, always the same for a task."""
-    return sorted(random.Random(f"cap {task}").sample(range(total), min(count, total)))
-
-
-def _capped(rows: Sequence[Rows], count: int, task: str) -> list[Rows]:
-    located = [_located(its.piece) for its in rows]
-    ends = [*accumulate(map(len, located), initial=0)]
-    chosen = np.array(choose(count, ends[-1], task), dtype=np.int64)
-    cuts = np.split(chosen, np.searchsorted(chosen, ends[1:-1])) if rows else []
-    return [
-        Rows(piece.take(cut - start), its.roles)
-        for its, piece, cut, start in zip(rows, located, cuts, ends, strict=False)
-    ]
-
-
-def _located(piece: Piece) -> Piece:
-    """The same rows, with positions."""
-    return piece if piece.positions is not None else piece.table.pieces(())[()]
-
-
-def _ignored(rows: Rows) -> list[str]:
-    used = set(rows.roles.names.values())
-    return [column for column in rows.piece.table.columns if column not in used]
