@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from polylab.backbones import Backbone
 
 # Keys of the data node that its source refers to; the data module itself has no use for them.
-SOURCE_KEYS = ("path", "on_empty")
+SOURCE_KEYS = (
+    *("path", "on_empty", "columns", "splits", "tasks", "max_examples_per_task"),
+    *("config_name", "revision", "p3", "flan"),
+)
 
 
 @dataclass(frozen=True)

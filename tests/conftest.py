@@ -11,7 +11,10 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 _SCRATCH = tempfile.TemporaryDirectory(prefix="polylab-tests-")
-for _name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+for _name in (
+    *("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"),
+    "HF_DATASETS_CACHE",
+):
     os.environ[_name] = str(Path(_SCRATCH.name) / _name.lower())
     Path(os.environ[_name]).mkdir()
 os.environ["HF_HUB_OFFLINE"] = "1"

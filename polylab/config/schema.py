@@ -96,6 +96,70 @@ class LocalDataSchema(DataSchema):
 
 
 @dataclass
+class ColumnsSchema:
+    input: str | None = None  # none: by its usual names
+    target: str | None = None
+    task: str | None = None
+    split: str | None = None
+    options: str | None = None
+    references: str | None = None
+    instruction: str | None = None
+
+
+@dataclass
+class SplitsSchema:
+    train: str | None = None  # none: by its usual names
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass
+class TableDataSchema(LocalDataSchema):
+    columns: ColumnsSchema = field(default_factory=ColumnsSchema)
+    splits: SplitsSchema = field(default_factory=SplitsSchema)
+    max_examples_per_task: int | None = None
+
+
+@dataclass
+class FilesDataSchema(TableDataSchema):
+    tasks: str = "auto"
+
+
+@dataclass
+class NamedDataSchema(TableDataSchema):
+    config_name: Any = None  # or several
+    revision: str | None = None
+
+
+@dataclass
+class HubDataSchema(NamedDataSchema):
+    tasks: str = "auto"
+
+
+@dataclass
+class P3Schema:
+    tasks: str = "templates"
+    options: bool = True
+    datasets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class P3DataSchema(NamedDataSchema):
+    p3: P3Schema = field(default_factory=P3Schema)
+
+
+@dataclass
+class FlanSchema:
+    templates: list[str] = field(default_factory=list)
+    collections: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FlanDataSchema(NamedDataSchema):
+    flan: FlanSchema = field(default_factory=FlanSchema)
+
+
+@dataclass
 class ModuleSchema:
     _target_: str = "polylab.training.PolyModule"
     max_new_tokens: int = 32
@@ -217,6 +281,10 @@ def register_schemas() -> None:
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,
+        "files_data": FilesDataSchema,
+        "hub_data": HubDataSchema,
+        "p3_data": P3DataSchema,
+        "flan_data": FlanDataSchema,
         "module": ModuleSchema,
         "optim": OptimSchema,
     }

@@ -2,15 +2,27 @@
 
 from polylab.data.datamodule import DataModule
 from polylab.data.example import Example
-from polylab.data.sources import JsonlFolder
+from polylab.data.sources import (
+    CsvFiles,
+    FlanSource,
+    HubSource,
+    JsonlFolder,
+    P3Source,
+    ParquetFiles,
+)
 from polylab.data.table import ExampleTable
 from polylab.data.tasks import TaskCollection, TaskData, TaskSource
 
 __all__ = [
+    "CsvFiles",
     "DataModule",
     "Example",
     "ExampleTable",
+    "FlanSource",
+    "HubSource",
     "JsonlFolder",
+    "P3Source",
+    "ParquetFiles",
     "TaskCollection",
     "TaskData",
     "TaskSource",

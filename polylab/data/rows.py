@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from polylab.data.example import Example
 
 KEYS = ("input", "target", "references", "options", "instruction")
+OWN_NAMES = {key: key for key in KEYS}
 ROW_FORM = '{"input": "...", "target": "..."}'
 
 
@@ -44,27 +45,34 @@ def read_examples(path: Path) -> RowReport:
     return report
 
 
-def parse_row(row: dict[str, Any], where: str) -> Example | None:
+def parse_row(
+    row: Mapping[str, Any], where: str, names: Mapping[str, str] = OWN_NAMES
+) -> Example | None:
     """The example in `row`, or None if its targets are empty.
+
+    Args:
+        row: Keys and values.
+        where: The place of the row, for errors.
+        names: The key in `row` of each of `KEYS` that rows may have.
 
     Raises:
         ValueError: Starting with `where`, if a key is missing or a value has the wrong type.
     """
-    text = _text(row, "input", where)
+    text = _text(row, names["input"], where)
     if text is None:
         raise ValueError(
-            f'{where}: no "input" among the keys {sorted(row)} · a row is {ROW_FORM} · '
+            f'{where}: no "{names["input"]}" among the keys {sorted(row)} · a row is {ROW_FORM} · '
             "rename or add the key."
         )
-    answers = _answers(row, where)
+    answers = _answers(row, where, names)
     if not answers:
         return None
-    instruction = _text(row, "instruction", where)
+    instruction = _text(row, names.get("instruction"), where, optional=True)
     return Example(
         input=text,
         target=answers[0],
         references=answers,
-        options=_texts(row, "options", where) or None,
+        options=_texts(row, names.get("options"), where) or None,
         instruction=None if instruction is None else join_instruction(instruction, text),
     )
 
@@ -78,14 +86,19 @@ def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as lines:  # bytes end a line at \n only, whatever the text holds
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
-            text = _decode(line, where)
+            text = decode_line(line, where)
             if text.strip():
-                yield where, _parse_object(text, where)
+                yield where, parse_object(text, where)
 
 
-def _decode(line: bytes, where: str) -> str:
+def decode_line(line: bytes, where: str, encoding: str = "utf-8-sig") -> str:
+    """The text of a line.
+
+    Raises:
+        ValueError: Starting with `where`, if it is not UTF-8.
+    """
     try:
-        return line.decode("utf-8-sig")
+        return line.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{where}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not "
@@ -93,7 +106,12 @@ def _decode(line: bytes, where: str) -> str:
         ) from None
 
 
-def _parse_object(text: str, where: str) -> dict[str, Any]:
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Raises:
+        ValueError: Starting with `where`, if it is none.
+    """
     try:
         row = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -109,34 +127,39 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    target = row.get("target")
-    targets = _texts(row, "target", where) if isinstance(target, list) else ()
+def _answers(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> tuple[str, ...]:
+    key = names.get("target", "target")
+    target = row.get(key)
+    targets = _texts(row, key, where) if isinstance(target, list) else ()
     if isinstance(target, str):
-        targets = (_checked(target, "target", where),)
+        targets = (_checked(target, key, where),)
     elif target is not None and not isinstance(target, list):
-        raise _wrong_type(where, "target", target, "a string or a list of strings")
-    references = _texts(row, "references", where)
-    if "target" not in row and "references" not in row:
+        raise _wrong_type(where, key, target, "a string or a list of strings")
+    references = _texts(row, names.get("references"), where)
+    if key not in row and names.get("references") not in row:
         raise ValueError(
-            f'{where}: no "target" among the keys {sorted(row)} · a row is {ROW_FORM} · '
+            f'{where}: no "{key}" among the keys {sorted(row)} · a row is {ROW_FORM} · '
             "rename or add the key."
         )
     return tuple(dict.fromkeys(text for text in (*targets, *references) if text.strip()))
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str | None:
+def _text(
+    row: Mapping[str, Any], key: str | None, where: str, *, optional: bool = False
+) -> str | None:
+    if key is None:
+        return None
     value = row.get(key)
-    if value is None and (key not in row or key == "instruction"):
+    if value is None and (key not in row or optional):
         return None
     if not isinstance(value, str):
         raise _wrong_type(where, key, value, "a string")
     return _checked(value, key, where)
 
 
-def _texts(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    values = row.get(key)
-    if values is None:
+def _texts(row: Mapping[str, Any], key: str | None, where: str) -> tuple[str, ...]:
+    values = None if key is None else row.get(key)
+    if key is None or values is None:
         return ()
     if not isinstance(values, list):
         raise _wrong_type(where, key, values, "a list of strings")
@@ -160,7 +183,7 @@ def _checked(text: str, key: str, where: str) -> str:
 
 
 def _wrong_type(where: str, key: str, value: Any, wanted: str) -> ValueError:
-    shown = json.dumps(value)
+    shown = json.dumps(value, default=str)  # Arrow has more types than JSON
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return ValueError(
         f'{where}: "{key}" has {shown} ({type(value).__name__}) · it must be {wanted} · '

@@ -13,6 +13,7 @@ from polylab.callbacks import Recovery, RoutingStatistics, SkillFigures, SkillTa
 from polylab.config.checks import CHOICES, RULES, check_config
 from polylab.config.errors import ConfigError
 from polylab.data.prompts import Prompt
+from polylab.data.sources import p3
 from polylab.poly import config_checks
 from polylab.training import OptimConfig, RunCheckpoint
 from polylab.training.optim import OPTIMIZERS, ROUTERS, SCHEDULES
@@ -43,6 +44,7 @@ def test_a_good_configuration_passes() -> None:
         ("data.temperature", -2.0),
         ("data.num_workers", -1),
         ("data.group_by_length", 0),
+        ("data.max_examples_per_task", 0),
         ("trainer.max_steps", 0),
     ],
 )
@@ -88,6 +90,7 @@ def test_choices_are_those_of_what_is_built() -> None:
         "backbone.quantization": quantization.QUANTIZATIONS,
         "data.prompt": get_args(Prompt),
         "data.keep_input": ("end", "start"),
+        "data.p3.tasks": p3.TASKS,
         "optim.name": OPTIMIZERS,
         "optim.schedule": SCHEDULES,
         "optim.router": ROUTERS,

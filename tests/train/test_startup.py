@@ -16,6 +16,7 @@ HEAVY = (
     "pandas",
     "wandb",
     "datasets",
+    "pyarrow",
 )
 SCRIPT = """
 import json, sys

@@ -1,5 +1,9 @@
 """Where tasks come from."""
 
+from polylab.data.sources.flan import FlanSource
+from polylab.data.sources.hub import HubSource
 from polylab.data.sources.jsonl import JsonlFolder
+from polylab.data.sources.p3 import P3Source
+from polylab.data.sources.tablefiles import CsvFiles, ParquetFiles
 
-__all__ = ["JsonlFolder"]
+__all__ = ["CsvFiles", "FlanSource", "HubSource", "JsonlFolder", "P3Source", "ParquetFiles"]

@@ -88,8 +88,8 @@ class _JsonlTask(TaskReader):
         return About(paraphrases=self.paraphrases)
 
 
-def task_files(folder: Path) -> dict[str, Path]:
-    """Task name -> file, sorted by name; a name is the file's without `.jsonl`.
+def task_files(folder: Path, suffix: str = SUFFIX) -> dict[str, Path]:
+    """Task name -> file, sorted by name; a name is the file's without the suffix.
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no task file.
@@ -97,16 +97,16 @@ def task_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         kind = "it is a file" if folder.exists() else _nearest_existing(folder)
         raise FileNotFoundError(
-            f"data.path={folder} is not a folder ({kind}) · it must hold TASK{SUFFIX} files · "
+            f"data.path={folder} is not a folder ({kind}) · it must hold TASK{suffix} files · "
             "correct the path."
         )
     files = {
-        path.name[: -len(SUFFIX)]: path for path in folder.glob(f"*{SUFFIX}") if path.is_file()
+        path.name[: -len(suffix)]: path for path in folder.glob(f"*{suffix}") if path.is_file()
     }
     if not files:
         found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
         raise FileNotFoundError(
-            f"data.path={folder} holds no TASK{SUFFIX} file (found: "
+            f"data.path={folder} holds no TASK{suffix} file (found: "
             f"{quote(found, 8) or 'nothing'}) · one file a task is needed · correct the path."
         )
     return dict(sorted(files.items()))
