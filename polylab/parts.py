@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Keys of the data node that its source refers to; the data module itself has no use for them.
 SOURCE_KEYS = (
     *("path", "on_empty", "columns", "splits", "tasks", "max_examples_per_task"),
-    *("config_name", "revision", "p3", "flan"),
+    *("config_name", "revision", "p3", "flan", "sni"),
 )
 
 

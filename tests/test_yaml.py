@@ -18,7 +18,7 @@ CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 # commands that have a configuration of their own, and the groups that only theirs use
-COMMANDS = ["export", "train"]
+COMMANDS = ["evaluate", "export", "train"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 43
+    assert len(OPTIONS) == 44
     assert len(RECIPES) == 4
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))

@@ -160,6 +160,22 @@ class FlanDataSchema(NamedDataSchema):
 
 
 @dataclass
+class SniSchema:
+    track: str = "default"
+    positive_examples: int = 2
+    negative_examples: int = 0
+    explanations: bool = False
+    max_words: int = 680
+
+
+@dataclass
+class SniDataSchema(LocalDataSchema):
+    tasks: str = "all"
+    max_examples_per_task: int | None = None
+    sni: SniSchema = field(default_factory=SniSchema)
+
+
+@dataclass
 class ModuleSchema:
     _target_: str = "polylab.training.PolyModule"
     max_new_tokens: int = 32
@@ -281,6 +297,7 @@ def register_schemas() -> None:
     nodes = {
         "data": DataSchema,
         "local_data": LocalDataSchema,
+        "sni_data": SniDataSchema,
         "files_data": FilesDataSchema,
         "hub_data": HubDataSchema,
         "p3_data": P3DataSchema,

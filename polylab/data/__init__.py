@@ -7,6 +7,7 @@ from polylab.data.sources import (
     FlanSource,
     HubSource,
     JsonlFolder,
+    NaturalInstructions,
     P3Source,
     ParquetFiles,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "FlanSource",
     "HubSource",
     "JsonlFolder",
+    "NaturalInstructions",
     "P3Source",
     "ParquetFiles",
     "TaskCollection",

@@ -4,6 +4,15 @@ from polylab.data.sources.flan import FlanSource
 from polylab.data.sources.hub import HubSource
 from polylab.data.sources.jsonl import JsonlFolder
 from polylab.data.sources.p3 import P3Source
+from polylab.data.sources.sni import NaturalInstructions
 from polylab.data.sources.tablefiles import CsvFiles, ParquetFiles
 
-__all__ = ["CsvFiles", "FlanSource", "HubSource", "JsonlFolder", "P3Source", "ParquetFiles"]
+__all__ = [
+    "CsvFiles",
+    "FlanSource",
+    "HubSource",
+    "JsonlFolder",
+    "NaturalInstructions",
+    "P3Source",
+    "ParquetFiles",
+]
