@@ -4,7 +4,8 @@ r"""Does start-up grow with the number of examples? `data.cache`, measured.
 
 For each number it generates 1,600 tasks in a folder, fills the cache in one process, and then opens
 it in another, as every later run does: seconds until the tasks are there, and until the first
-batch; memory of the process; tokens per second.
+batch; memory of its own, beside pages of
+mapped files; tokens per second.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ COLUMNS = (
     ("filling peak MB", "filling_mb", "{:,.0f}"),
     ("opening s", "opening", "{:.2f}"),
     ("first batch s", "first_batch", "{:.2f}"),
-    ("private MB", "private_mb", "{:.0f}"),
+    ("own MB", "own_mb", "{:.0f}"),
     ("tokens/s", "tokens_per_second", "{:,.0f}"),
 )
 
