@@ -47,6 +47,7 @@ RULES: dict[str, Rule] = {
     "optim.anneal_steps": _NOT_NEGATIVE,
     "data.batch_size": _COUNT,
     "data.temperature": _POSITIVE,
+    "data.cap": _COUNT,
     "data.max_input_length": _COUNT,
     "data.max_target_length": _COUNT,
     "data.eval_batch_size": _COUNT,

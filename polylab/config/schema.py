@@ -74,6 +74,8 @@ class DataSchema:
     source: Any = MISSING
     batch_size: int = 64
     temperature: float = 1.0
+    cap: int | None = None
+    weights: dict[str, float] | None = None
     prompt: str = "none"
     max_input_length: int = 512
     max_target_length: int = 128

@@ -34,6 +34,11 @@ _ROWS, _INDEX = "examples.arrow", "tasks.json"
 class Streamed(Protocol):
     """A source that gives its tasks one after another, and knows when they change."""
 
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """As `TaskCollection.shares`."""
+        ...
+
     def fingerprint(self) -> str:
         """Changes with whatever changes the tasks."""
         ...
@@ -117,9 +122,15 @@ def _write(source: Streamed, folder: Path) -> None:
                     "batches": spans,
                     "categories": task.categories,
                     "description": task.description,
+                    "source": task.source,
                 }
             )
-    content = {"version": _VERSION, "tasks": tasks, "notes": notes.sentences()}
+    content = {
+        "version": _VERSION,
+        "tasks": tasks,
+        "notes": notes.sentences(),
+        "shares": source.shares,
+    }
     (folder / _INDEX).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -133,7 +144,9 @@ def _open(place: Path, fingerprint: str) -> TaskCollection:
         tasks = [_task(found, tables[3 * i : 3 * i + 3]) for i, found in enumerate(index["tasks"])]
     except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's errors are among them
         raise ValueError(f"{place}: cannot be read ({error}) · remove this folder.") from error
-    return TaskCollection(tasks, notes=(*index["notes"],), fingerprint=fingerprint)
+    return TaskCollection(
+        tasks, notes=(*index["notes"],), shares=index["shares"], fingerprint=fingerprint
+    )
 
 
 def _task(found: Mapping[str, Any], tables: list[ExampleTable]) -> TaskData:
@@ -142,4 +155,5 @@ def _task(found: Mapping[str, Any], tables: list[ExampleTable]) -> TaskData:
         *tables,
         categories=(*found["categories"],),
         description=found["description"],
+        source=found["source"],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,11 +20,11 @@ from polylab.data.dataset import EncodedExamples, length_grouping
 from polylab.data.encoding import TextEncoder, padding_id
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
+from polylab.data.mixing import Mixing
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
     MixtureBatchSampler,
     check_counts,
-    mixing_probabilities,
     slice_size,
 )
 from polylab.data.tasks import (
@@ -52,7 +52,9 @@ class DataModule(LightningDataModule):
         tokenizer: Of the backbone.
         is_encoder_decoder: Of the backbone.
         batch_size: The global batch: all ranks and accumulation together.
-        temperature: Tasks are mixed by `size ** (1 / temperature)`; `inf` is uniform.
+        temperature: Tasks are mixed by `size ** (1 / temperature)`; `inf` is uniform (`Mixing`).
+        cap: Larger tasks count as of this size.
+        weights: Of tasks, over what follows from their sizes.
         prompt: What of the task the input carries: `none`, `name` or `instruction`.
         max_input_length: In tokens; a longer input loses its start (see `keep_input`).
         max_target_length: In tokens.
@@ -83,6 +85,8 @@ class DataModule(LightningDataModule):
         is_encoder_decoder: bool,
         batch_size: int = 64,
         temperature: int | float | str = 1.0,
+        cap: int | None = None,
+        weights: Mapping[str, float] | None = None,
         prompt: str = "none",
         max_input_length: int = 512,
         max_target_length: int = 128,
@@ -108,8 +112,7 @@ class DataModule(LightningDataModule):
             group_by_length=group_by_length,
         )
         slice_size(batch_size, world_size=1, accumulate=1)
-        self._temperature = float(temperature)
-        mixing_probabilities([1], temperature=self._temperature)
+        self._mixing = Mixing(float(temperature), cap, weights or {})
         self._source = source
         self._encoder = TextEncoder(
             tokenizer,
@@ -172,7 +175,7 @@ class DataModule(LightningDataModule):
         inputs, targets = self._dataset("train").truncated(sample=256)
         return (
             f"{len(self.task_names)} tasks · {' / '.join(counts)} examples · prompt={self._prompt} "
-            f"· temperature={self._temperature:g} · cut: {inputs:.1%} of inputs, "
+            f"· temperature={self._mixing.temperature:g} · cut: {inputs:.1%} of inputs, "
             f"{targets:.1%} of targets"
         )
 
@@ -204,7 +207,8 @@ class DataModule(LightningDataModule):
             list(self.sizes.values()),
             batch_size=self._batch_size,
             seed=self._seed,
-            temperature=self._temperature,
+            temperature=self._mixing.temperature,
+            probabilities=self._mixing.probabilities(self.collection),
             steps_per_epoch=self._steps_per_epoch,
             rank=self._rank,
             world_size=self._world_size,

@@ -11,32 +11,12 @@ from numpy import ndarray
 from torch.utils.data import Sampler
 
 from polylab.data.grouping import Grouping
+from polylab.data.mixing import mixing_probabilities
 
 Key = tuple[int, int]
 """(index of the example, row in the global batch)."""
 
 _BLOCK = 4096  # small tasks are shuffled this many draws at a time
-
-
-def mixing_probabilities(sizes: Sequence[int], *, temperature: float) -> Float[ndarray, " tasks"]:
-    """`p_t ~ size_t ** (1 / temperature)`: 1 is proportional to size, `inf` is uniform.
-
-    Raises:
-        ValueError: If there are no sizes, one is below 1, or the temperature is not above 0.
-    """
-    if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"task sizes {list(sizes)[:20]} · every task in the mix needs at least 1 training "
-            "example · leave empty tasks out."
-        )
-    if not temperature > 0:
-        raise ValueError(
-            f"data.temperature={temperature} · it must be above 0 (1 = by size, inf = uniform) · "
-            "choose a positive number."
-        )
-    logits = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
 
 
 class MixturePlan:
@@ -47,11 +27,20 @@ class MixturePlan:
     epochs too.
     """
 
-    def __init__(self, sizes: Sequence[int], *, n_rows: int, temperature: float, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        n_rows: int,
+        seed: int,
+        temperature: float = 1.0,
+        probabilities: Float[ndarray, " tasks"] | None = None,
+    ) -> None:
+        by_size = mixing_probabilities(sizes, temperature=temperature)
         self.sizes = list(sizes)
         self.n_rows = n_rows
         self.seed = seed
-        self._edges = np.cumsum(mixing_probabilities(sizes, temperature=temperature))
+        self._edges = np.cumsum(by_size if probabilities is None else probabilities)
         self._edges[-1] = 1.0
         self._offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
 
@@ -101,7 +90,8 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         sizes: Training examples per task.
         batch_size: Rows of the global batch: all ranks and accumulation together.
         seed: Of the order.
-        temperature: Of the mixing.
+        temperature: Of the mixing by size.
+        probabilities: Of the tasks, in place of those by size.
         steps_per_epoch: Optimiser steps per epoch; by default as many as hold all examples once.
         rank: This process.
         world_size: Number of processes.
@@ -121,6 +111,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         batch_size: int,
         seed: int,
         temperature: float = 1.0,
+        probabilities: Float[ndarray, " tasks"] | None = None,
         steps_per_epoch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -132,7 +123,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         check_counts(steps_per_epoch=steps_per_epoch)
         self.sizes = list(sizes)
         self.batch_size = batch_size
-        self.temperature = temperature
+        self.temperature, self.probabilities = temperature, probabilities
         self.seed = seed
         self.steps = steps_per_epoch or -(-sum(self.sizes) // batch_size)
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
@@ -200,6 +191,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             "sizes": list(self.sizes),
             "batch_size": self.batch_size,
             "temperature": self.temperature,
+            "probabilities": None if self.probabilities is None else self.probabilities.tolist(),
             "steps_per_epoch": self.steps,
             "group_by_length": self.grouping and self.grouping.window,
             "token_lengths": self.grouping and self.grouping.fingerprint,
@@ -222,6 +214,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             self.sizes,
             n_rows=self.steps * self.batch_size,
             temperature=self.temperature,
+            probabilities=self.probabilities,
             seed=self.seed,
         )
 
@@ -265,4 +258,8 @@ def slice_size(batch_size: int, *, world_size: int, accumulate: int) -> int:
 
 
 def _short(value: Any) -> str:
-    return f"{len(value)} tasks of {sum(value)} examples" if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    if all(isinstance(item, int) for item in value):
+        return f"{len(value)} tasks of {sum(value)} examples"
+    return f"{', '.join(f'{item:.3g}' for item in value[:4])}, ..."

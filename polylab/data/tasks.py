@@ -27,6 +27,7 @@ class TaskData:
         test: To test on.
         categories: Groups of tasks that it belongs to, such as `Question Answering`.
         description: What the task is, in words.
+        source: Its part of a combined source.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TaskData:
     test: Sequence[Example] = ()
     categories: tuple[str, ...] = ()
     description: str | None = None
+    source: str | None = None
 
     def split(self, split: str) -> Sequence[Example]:
         """The examples of `split`.
@@ -61,19 +63,19 @@ class TaskCollection:
         tasks: In any order; names are distinct.
         skills: Which skills a task needs, where the source knows.
         notes: Sentences for the user: rows dropped, tasks skipped, splits that do not exist.
-        weights: How often each task is drawn relative to the others, where the source says so
-            instead of the sizes.
+        shares: Of the sources of a combined one, by their names: how much of what is drawn comes
+            from each, relative to the others.
         fingerprint: Of what lies in a cache: it changes with the tasks.
 
     Raises:
         ValueError: If there is no task, a name is empty or occurs twice, a task has no examples,
-            or `skills` or `weights` name a task that does not exist.
+            `skills` names a task that does not exist, or a task's source has no share.
     """
 
     tasks: list[TaskData]
     skills: Mapping[str, Sequence[str]] | None = None
     notes: tuple[str, ...] = ()
-    weights: Mapping[str, float] | None = None
+    shares: Mapping[str, float] | None = None
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,12 +90,18 @@ class TaskCollection:
                 f"no examples in {quote(empty)} · every task needs at least one · "
                 "remove these tasks or give them examples."
             )
-        for what, given in (("skills", self.skills), ("weights", self.weights)):
-            unknown = sorted(set(given or {}) - set(self.names))
-            if unknown:
+        unknown = sorted(set(self.skills or {}) - set(self.names))
+        if unknown:
+            raise ValueError(
+                f"skills are given for {quote(unknown)} · the tasks are {quote(self.names)} · "
+                "name existing tasks only."
+            )
+        if self.shares is not None:
+            lacking = [task.name for task in self.tasks if task.source not in self.shares]
+            if lacking:
                 raise ValueError(
-                    f"{what} are given for {quote(unknown)} · the tasks are {quote(self.names)} · "
-                    "name existing tasks only."
+                    f"the sources of {quote(lacking)} have no share · shares are given for "
+                    f"{quote([*self.shares])} · give one to each source."
                 )
 
     @property

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -57,9 +57,11 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
 
 def test_what_is_known_of_a_task_is_kept(tmp_path: Path) -> None:
     rows = [Example("a lone \ud800 surrogate", "1"), Example("", "2", options=("2", ""))]
-    task = TaskData("t", rows, rows[:1], (), ("Sums", "Maths"), "Add up.")
+    task = TaskData("t", rows, rows[:1], (), ("Sums", "Maths"), "Add up.", "b")
 
     class Source:
+        shares: ClassVar = {"a": 2.0, "b": 1.0}
+
         def fingerprint(self) -> str:
             return "f"
 
@@ -70,7 +72,7 @@ def test_what_is_known_of_a_task_is_kept(tmp_path: Path) -> None:
         __call__ = None
 
     found = cached_tasks(Source(), tmp_path)  # type: ignore[arg-type]
-    assert found == TaskCollection([task], notes=("seen",), fingerprint="f")
+    assert found == TaskCollection([task], None, ("seen",), Source.shares, "f")
 
 
 def test_rows_are_read_once_and_again_when_a_file_changes(

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from polylab.data.mixing import mixing_probabilities
 from polylab.data.sampling import (
     MixtureBatchSampler,
     MixturePlan,
-    mixing_probabilities,
     slice_size,
 )
 

@@ -102,6 +102,8 @@ class FileSource(ABC):
                 "choose one of them."
             )
 
+    shares = None  # all tasks are of this source
+
     @abstractmethod
     def readers(self) -> Sequence[TaskReader]:
         """One for each task.
