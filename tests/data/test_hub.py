@@ -64,6 +64,16 @@ def test_a_change_of_the_files_is_seen(tmp_path: Path) -> None:
     assert source.fingerprint() != before
 
 
+def test_a_change_of_the_files_of_a_configuration_is_seen(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        for config in ("a", "b"):
+            row = {"input": f"{text} {config}", "target": "x"}
+            write_parquet(tmp_path / config / "train.parquet", [row])
+        write_card(tmp_path, "a", "b")
+        tasks = HubSource(path=str(tmp_path))().tasks
+        assert [_inputs(task.train) for task in tasks] == [[f"{text} a"], [f"{text} b"]]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
 def test_json_is_text_as_it_stands(tmp_path: Path, suffix: str) -> None:
     """The JSON reader of `datasets` makes times and quoted strings of these."""

@@ -417,3 +417,20 @@ def test_a_task_in_a_big_parquet_file_is_read_alone(tmp_path: Path) -> None:
     assert [reader.name for reader in (first, *others)] == ["t0", "t1", "t2", "t3", "t4"]
     collection: TaskCollection = ParquetFiles(path=file, test_share=0.0, validation_share=0.0)()
     assert [e.input for e in collection.tasks[3].train] == [f"{i}" for i in range(3, 2_500, 5)]
+
+
+def test_lines_end_at_newlines_only_and_only_the_first_has_a_mark(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes('input,target\n"a\rb",x\n\ufeffc,y\nd\n'.encode())
+    with pytest.raises(ValueError, match=r"t\.csv:4: 1 cells"):
+        CsvFiles(path=file)()
+    file.write_bytes('input,target\n"a\rb",x\n\ufeffc,y\n'.encode())
+    assert [e.input for e in CsvFiles(path=file)().tasks[0].train] == ["a\rb", "\ufeffc"]
+
+
+def test_a_file_without_rows_is_an_empty_task_beside_a_split_column(tmp_path: Path) -> None:
+    rows = [{"input": "a", "target": "b", "split": "train"}]
+    write_csv(tmp_path / "full.csv", rows)
+    write_csv(tmp_path / "none.csv", [], columns=[*rows[0]])
+    with pytest.raises(ValueError, match="no usable training rows in 'none' of"):
+        CsvFiles(path=tmp_path)()

@@ -50,18 +50,47 @@ class HubSource(ColumnSource):
         return self.path
 
     def files(self) -> Sequence[Path]:
+        """All files of a folder, or what the cache holds of a hub name."""
+        folder = Path(self.path)
+        if folder.is_dir():
+            return sorted(path for path in folder.rglob("*") if path.is_file())
         return [path for part in self.parts() for path in _files_of(part.table)]
 
     def parts(self) -> Sequence[Part]:
         self._check_path()
+        quiet_datasets()
         configs = self.configs()
         several = len(configs) > 1 and self.tasks != "one"
         name = self.path.rstrip("/").rpartition("/")[2] or self.path
         return [
             Part(table, config if several or self.tasks == "configs" else name, split)
-            for config in configs
-            for split, table in self._tables(config)
+            for config, builder in self._builders(configs)
+            for split, table in self._tables(config, builder)
         ]
+
+    def _builders(self, configs: Sequence[str]) -> Iterator[tuple[str, datasets.DatasetBuilder]]:
+        """A builder of each configuration."""
+        import datasets
+
+        with _one_line(self.path):
+            first = datasets.load_dataset_builder(self.path, configs[0], revision=self.revision)
+        # `datasets` takes a folder whose card lists configurations for unchanged when files change
+        is_local = Path(self.path).is_dir()
+        version = _version(self.files()) if is_local else first.hash
+        for number, config in enumerate(configs):
+            if number == 0 and not is_local:
+                yield config, first
+                continue
+            with _one_line(self.path):
+                # not by the function, which lists all files and reads the whole card each time
+                builder = type(first)(
+                    dataset_name=first.dataset_name,
+                    config_name=config,
+                    hash=version,
+                    base_path=first.base_path,
+                    repo_id=first.repo_id,
+                )
+            yield config, builder
 
     def configs(self) -> list[str]:
         """The configurations that are read."""
@@ -90,14 +119,11 @@ class HubSource(ColumnSource):
                 "a folder of data files · correct it."
             )
 
-    def _tables(self, config: str) -> list[tuple[str, Table]]:
-        import datasets
+    def _tables(self, config: str, builder: datasets.DatasetBuilder) -> list[tuple[str, Table]]:
         from datasets.packaged_modules.csv.csv import CsvConfig
         from datasets.packaged_modules.json.json import JsonConfig
 
-        quiet_datasets()
         with _one_line(self.path):
-            builder = datasets.load_dataset_builder(self.path, config, revision=self.revision)
             if isinstance(builder.config, JsonConfig | CsvConfig):
                 kind = JsonlTable if isinstance(builder.config, JsonConfig) else CsvTable
                 return [
@@ -188,6 +214,13 @@ def _text_files(builder: datasets.DatasetBuilder) -> list[tuple[str, str, Path]]
     return found
 
 
+def _version(files: Sequence[Path]) -> str:
+    """Changes with the files: their paths, sizes and times of change."""
+    states = [(str(path.resolve()), path.stat()) for path in files]
+    lines = [f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in states]
+    return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
 def _unpacked(path: Path) -> Path:
     """The file, or what a `.gz` holds, in the cache of `datasets` as long as it does not change."""
     from datasets import config
@@ -195,10 +228,8 @@ def _unpacked(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path
-    state = path.stat()
-    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
     folder = Path(config.HF_DATASETS_CACHE) / "polylab"
-    target = folder / blake2b(key.encode(), digest_size=16).hexdigest()
+    target = folder / _version([path])
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder)
