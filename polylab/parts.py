@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.ddp import patch_launchers
-from polylab.config.errors import ConfigError, user_mistakes
+from polylab.config.errors import ConfigError, explain, user_mistakes
 from polylab.config.launch import sweep_folder
 from polylab.config.targets import build, check_arguments, check_targets
 from polylab.config.tracking import build_logger
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Keys of the data node that its source refers to; the data module itself has no use for them.
 SOURCE_KEYS = (
     *("path", "on_empty", "columns", "splits", "tasks", "max_examples_per_task"),
-    *("config_name", "revision", "p3", "flan", "sni"),
+    *("config_name", "revision", "p3", "flan", "sni", "sources", "prefix"),
 )
 
 
@@ -119,13 +120,52 @@ def read_tasks(cfg: DictConfig) -> ReadTasks | None:
     """Read the tasks of `cfg.data.source`, if the data module has one."""
     if "source" not in cfg.data:
         return None
-    source = build(cfg.data.source, key="data.source")
+    source = build_source(cfg.data)
     with user_mistakes("data"):
         if cfg.data.get("cache") is None:
             return ReadTasks(source())
         from polylab.data.cache import cached_tasks
 
         return ReadTasks(cached_tasks(source, cfg.data.cache))
+
+
+def build_source(data: DictConfig) -> Any:
+    """Make the source that `data` describes: its own, or one of several."""
+    if "sources" not in data:
+        return build(data.source, key="data.source")
+    from polylab.data import Combined, Part
+
+    parts = {}
+    for name, given in data.sources.items():
+        key = f"data.sources.{name}"
+        if not OmegaConf.is_dict(given) or "data" not in given:
+            raise ConfigError(f"{key}: it has no option · give {key}.data=OPTION, as data=OPTION")
+        settings = _plain(given)
+        option, weight = settings.pop("data"), settings.pop("weight", 1.0)
+        source = build(composed_data(option, settings, key=key).source, key=key)
+        parts[str(name)] = Part(source, weight)
+    with user_mistakes(""):
+        return Combined(parts, data.prefix)
+
+
+def composed_data(option: str, settings: Mapping[str, Any], *, key: str) -> DictConfig:
+    """Return the option of the group `data` with some of its keys set.
+
+    Raises:
+        ConfigError: If there is no such option or key, or a value is missing.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    try:
+        data = compose("train", [f"data={option}"]).data
+        for name, value in settings.items():
+            OmegaConf.update(data, name, value, merge=True)
+        OmegaConf.resolve(data)
+        OmegaConf.to_container(data, throw_on_missing=True)
+        return data
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {explain(error)}") from error
 
 
 def build_data(

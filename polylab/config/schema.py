@@ -178,6 +178,13 @@ class SniDataSchema(LocalDataSchema):
 
 
 @dataclass
+class CombinedDataSchema(DataSchema):
+    # open: each source has the keys of its own option
+    sources: Any = field(default_factory=lambda: OmegaConf.create({}, flags={"struct": False}))
+    prefix: bool = False
+
+
+@dataclass
 class ModuleSchema:
     _target_: str = "polylab.training.PolyModule"
     max_new_tokens: int = 32
@@ -300,6 +307,7 @@ def register_schemas() -> None:
         "data": DataSchema,
         "local_data": LocalDataSchema,
         "sni_data": SniDataSchema,
+        "combined_data": CombinedDataSchema,
         "files_data": FilesDataSchema,
         "hub_data": HubDataSchema,
         "p3_data": P3DataSchema,

@@ -3,6 +3,7 @@
 from polylab.data.datamodule import DataModule
 from polylab.data.example import Example
 from polylab.data.sources import (
+    Combined,
     CsvFiles,
     FlanSource,
     HubSource,
@@ -10,11 +11,13 @@ from polylab.data.sources import (
     NaturalInstructions,
     P3Source,
     ParquetFiles,
+    Part,
 )
 from polylab.data.table import ExampleTable
 from polylab.data.tasks import TaskCollection, TaskData, TaskSource
 
 __all__ = [
+    "Combined",
     "CsvFiles",
     "DataModule",
     "Example",
@@ -25,6 +28,7 @@ __all__ = [
     "NaturalInstructions",
     "P3Source",
     "ParquetFiles",
+    "Part",
     "TaskCollection",
     "TaskData",
     "TaskSource",

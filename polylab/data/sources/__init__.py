@@ -1,5 +1,6 @@
 """Where tasks come from."""
 
+from polylab.data.sources.combined import Combined, Part
 from polylab.data.sources.flan import FlanSource
 from polylab.data.sources.hub import HubSource
 from polylab.data.sources.jsonl import JsonlFolder
@@ -8,6 +9,7 @@ from polylab.data.sources.sni import NaturalInstructions
 from polylab.data.sources.tablefiles import CsvFiles, ParquetFiles
 
 __all__ = [
+    "Combined",
     "CsvFiles",
     "FlanSource",
     "HubSource",
@@ -15,4 +17,5 @@ __all__ = [
     "NaturalInstructions",
     "P3Source",
     "ParquetFiles",
+    "Part",
 ]
