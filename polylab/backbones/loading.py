@@ -118,8 +118,8 @@ def load_backbone(
         tokenizer = (
             ByT5Tokenizer() if embedded else AutoTokenizer.from_pretrained(source, **options)
         )
-    if auto_class is AutoModel and tokenizer.eos_token is None:
-        tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
+    if auto_class is AutoModel:
+        _prepare_encoder(model, tokenizer)
     _ensure_pad_token(model, tokenizer, name)
     fuse_activations(model)
     if quantized:
@@ -233,6 +233,14 @@ def _auto_class(config: PreTrainedConfig, name: str) -> Any:
             "use an encoder-decoder (T5, BART, ...) or a decoder-only (GPT-2, Llama, ...) model."
         )
     return kind
+
+
+def _prepare_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop BERT's pooler, whose adapters would never be trained; end texts with the separator."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
 
 
 def _ensure_pad_token(

@@ -18,8 +18,8 @@ from polylab.data.cache import Streamed, cached_tasks
 from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples, length_grouping
 from polylab.data.encoding import TextEncoder, padding_id
-from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
+from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
 from polylab.data.mixing import Mixing
 from polylab.data.prompts import check_instructions, check_prompt

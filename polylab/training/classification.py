@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polylab.training.evaluation import CLASS_METRICS
+from polylab.training.files import write_atomically
 from polylab.training.heads import HEAD
 from polylab.training.losses import IGNORED, ExampleLosses
 from polylab.training.module import STATE_KEY, PolyModule
@@ -92,6 +95,12 @@ class ClassificationModule(PolyModule):
     def _logits(self, hidden: Tensor, batch: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         heads = self.model.get_base_model().get_submodule(HEAD)
         return heads(hidden, batch["attention_mask"], batch["task_ids"])
+
+    def save_labels(self, path: Path) -> None:
+        """Write each task's labels in the order of its classes, as JSON."""
+        named = dict(zip(self.task_names, self.label_sets, strict=True))
+        text = json.dumps(named, indent=1, ensure_ascii=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As `PolyModule`, and the labels."""

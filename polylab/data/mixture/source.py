@@ -40,7 +40,8 @@ class MixtureSource:
         """Check the arguments."""
         if self.tasks not in ("train", "held_out", "judge"):
             raise ValueError(
-                f"data.source.tasks={self.tasks!r} is no set of the mixture: use train, held_out or judge."
+                f"data.source.tasks={self.tasks!r} is no set of the mixture: use train, held_out "
+                "or judge."
             )
         for name in ("size", "n_validation", "n_test"):
             if getattr(self, name) <= 0:
