@@ -1,7 +1,10 @@
 """Encoder-only backbones, by their configuration."""
 
+from typing import Any
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -10,6 +13,7 @@ from transformers import (
     DebertaV2Config,
     ElectraConfig,
     ModernBertConfig,
+    PreTrainedTokenizerFast,
     RobertaConfig,
 )
 
@@ -18,7 +22,7 @@ from polylab.poly import PolyConfig, get_peft_model
 from polylab.training import ClassificationModule
 from polylab.training.heads import HEAD, add_heads
 
-SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 384}
+SIZE: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 384}
 SIZE |= {"intermediate_size": 24, "pad_token_id": 0}
 KINDS = {
     "bert": (BertConfig(**SIZE), ["query", "dense"]),
@@ -29,11 +33,23 @@ KINDS = {
 }
 
 
+def save_tokenizer(folder):
+    """Of words, with BERT's special tokens and no end of sequence."""
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **special, cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trainable_weight_of_a_mixed_batch_gets_a_gradient(kind, tmp_path):
     config, targets = KINDS[kind]
     config.save_pretrained(tmp_path)
-    ByT5Tokenizer().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
     torch.manual_seed(0)
     backbone = load_backbone(tmp_path, from_scratch=True)
     assert backbone.is_encoder
@@ -41,7 +57,7 @@ def test_every_trainable_weight_of_a_mixed_batch_gets_a_gradient(kind, tmp_path)
     labels = [["a", "b", "c"], ["no", "yes"]]
     add_heads(backbone.model, [3, 2])
     adapter = PolyConfig(
-        r=3, n_skills=4, n_tasks=2, target_modules=targets, modules_to_save=[HEAD], noise=None
+        r=3, n_skills=4, n_tasks=2, target_modules=targets, modules_to_save=[HEAD], noise="none"
     )
     model = get_peft_model(backbone.model, adapter)
     module = ClassificationModule(
