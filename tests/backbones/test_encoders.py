@@ -22,9 +22,15 @@ from polylab.poly import PolyConfig, get_peft_model
 from polylab.training import ClassificationModule
 from polylab.training.heads import HEAD, add_heads
 
-SIZE: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 384}
-SIZE |= {"intermediate_size": 24, "pad_token_id": 0}
-KINDS = {
+SIZE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 384,
+    "intermediate_size": 24,
+    "pad_token_id": 0,
+}
+KINDS: dict[str, tuple[Any, list[str]]] = {
     "bert": (BertConfig(**SIZE), ["query", "dense"]),
     "roberta": (RobertaConfig(**SIZE), ["query", "dense"]),
     "electra": (ElectraConfig(**SIZE, embedding_size=16), ["query", "dense"]),
