@@ -174,7 +174,7 @@ def chosen_tasks(cfg: DictConfig, source: ReadTasks | None) -> ReadTasks:
             )
     tasks = [task for task in collection.tasks if task.name in wanted]
     skills = {n: v for n, v in (collection.skills or {}).items() if n in wanted} or None
-    return ReadTasks(replace(collection, tasks=tasks, skills=skills, weights=None))
+    return ReadTasks(replace(collection, tasks=tasks, skills=skills))
 
 
 def route_unknown(

@@ -5,12 +5,12 @@ Only what reads the configuration is imported here; torch and the rest follow on
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.ddp import patch_launchers
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from polylab.backbones import Backbone
 
+CLASSIFICATION = "polylab.training.ClassificationModule"
 # Keys of the data node that its source refers to; the data module itself has no use for them.
 SOURCE_KEYS = (
     *("path", "on_empty", "columns", "splits", "tasks", "max_examples_per_task"),
@@ -60,14 +61,19 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     optim = build_optim(cfg)
     source = read_tasks(cfg)  # before the backbone, which may take minutes
     backbone = build_backbone(cfg)
+    _check_kind(cfg, backbone)
     data = build_data(cfg, backbone, source=source)
     with user_mistakes("data"):
         task_names: list[str] = list(getattr(data, "task_names", ()))
+        label_sets = getattr(data, "label_sets", None)
+    if label_sets is not None:
+        _attach_head(cfg, backbone, label_sets.by_task)
     model = build_model(cfg, backbone, task_names=task_names)
     parts: dict[str, Any] = {
         "model": model,
         "tokenizer": backbone.tokenizer,
         "task_names": task_names,
+        "label_sets": None if label_sets is None else label_sets.by_task,
         "skills": getattr(data, "skill_matrix", None),
         "optim": optim,
         "folder": folder,
@@ -85,6 +91,38 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
         with user_mistakes("trainer.compile"):
             compile_blocks(model)
     return Parts(model, data, module, trainer, logger, task_names)
+
+
+def _check_kind(cfg: DictConfig, backbone: "Backbone") -> None:
+    """Refuse a module that cannot train this kind of backbone."""
+    classifies = cfg.module.get("_target_") == CLASSIFICATION
+    given = f"backbone.name_or_path={backbone.name}"
+    if classifies and not backbone.is_encoder:
+        raise ConfigError(
+            f"module=classification: {given} generates · an encoder-only backbone (BERT, ...) is "
+            "needed · choose one, or use module=multitask"
+        )
+    if classifies and cfg.adapter is None:
+        raise ConfigError(
+            "module=classification with adapter=none: the heads are trained beside an adapter · "
+            "choose one, e.g. adapter=lora"
+        )
+    if backbone.is_encoder and not classifies:
+        raise ConfigError(
+            f"module: {given} is an encoder alone and does not generate · use module=classification"
+        )
+
+
+def _attach_head(
+    cfg: DictConfig, backbone: "Backbone", label_sets: "Sequence[Sequence[str]]"
+) -> None:
+    """Give the encoder a head per task, which the adapter trains and saves."""
+    from polylab.training.heads import HEAD, add_heads
+
+    add_heads(backbone.model, [len(labels) for labels in label_sets])
+    with open_dict(cfg.adapter):
+        saved = cfg.adapter.get("modules_to_save") or []
+        cfg.adapter.modules_to_save = [*(name for name in saved if name != HEAD), HEAD]
 
 
 def build_optim(cfg: DictConfig) -> Any:
@@ -176,6 +214,7 @@ def build_data(
     parts: dict[str, Any] = {
         "tokenizer": backbone.tokenizer,
         "is_encoder_decoder": backbone.is_encoder_decoder,
+        "is_encoder": backbone.is_encoder,
         "seed": cfg.seed,
     }
     if source is not None:

@@ -153,6 +153,11 @@ def read_run(folder: Path) -> DictConfig:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig) or not OmegaConf.is_dict(config.get("backbone")):
         raise ConfigError(f"{path} has no backbone · it must be the file that the run wrote")
+    if "ClassificationModule" in str(OmegaConf.select(config, "module._target_")):
+        raise ConfigError(
+            f"run={folder}: it classifies (module=classification); only runs that generate are "
+            "read back · its scores are in metrics.json, its heads in adapter/"
+        )
     if not (folder / "adapter").is_dir():
         why = (
             "the run had none (adapter=none)"

@@ -113,10 +113,17 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
     """Write the adapter, if there is one, and then `metrics.json`, the sign of a finished run."""
     from polylab import PolyModel
     from polylab.callbacks import Recovery
-    from polylab.training import count_trainable, save_adapter, write_metrics
+    from polylab.training import (
+        ClassificationModule,
+        count_trainable,
+        save_adapter,
+        write_metrics,
+    )
 
     if isinstance(parts.model, PolyModel):
         save_adapter(parts.model, folder / "adapter", parts.task_names)
+        if isinstance(parts.module, ClassificationModule):
+            parts.module.save_labels(folder / "adapter" / "labels.json")
     values = {key: value.item() for key, value in parts.trainer.callback_metrics.items()}
     callbacks = parts.trainer.callbacks  # type: ignore[attr-defined]
     recoveries = [callback.result for callback in callbacks if isinstance(callback, Recovery)]

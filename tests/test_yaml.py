@@ -64,8 +64,8 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 45
-    assert len(RECIPES) == 4
+    assert len(OPTIONS) == 49
+    assert len(RECIPES) == 5
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))
     assert not list(CONF.rglob("*.yml"))

@@ -20,7 +20,9 @@ import torch
 from huggingface_hub import constants as hub
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     ByT5Tokenizer,
@@ -39,6 +41,7 @@ from polylab.backbones.quantization import (
 
 TINY_NAMES = ("tiny", "polylab/tiny")
 TINY_FOLDER = Path(__file__).resolve().parent / "tiny"
+TINY_ENCODER = "tiny_encoder"  # an architecture only, for `from_scratch`
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 HUB_TIMEOUT = 5.0  # seconds until a hub that does not answer counts as unreachable
 
@@ -51,6 +54,8 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     is_encoder_decoder: bool
     name: str
+    is_encoder: bool = False
+    """Encoder-only: it reads and does not generate."""
 
 
 def load_backbone(
@@ -90,8 +95,8 @@ def load_backbone(
     """
     quantized = _precision_options(dtype, quantization, from_scratch=from_scratch)
     name = str(name_or_path)
-    embedded = name in TINY_NAMES
-    source = str(TINY_FOLDER) if embedded else name
+    embedded = name in (*TINY_NAMES, TINY_ENCODER)
+    source = _embedded_folder(name, from_scratch=from_scratch) if embedded else name
     local = embedded or _is_local(name)
     if local:
         _check_folder(source, name)
@@ -113,13 +118,25 @@ def load_backbone(
         tokenizer = (
             ByT5Tokenizer() if embedded else AutoTokenizer.from_pretrained(source, **options)
         )
+    if auto_class is AutoModel:
+        _prepare_encoder(model, tokenizer)
     _ensure_pad_token(model, tokenizer, name)
     fuse_activations(model)
     if quantized:
         prepare_quantized(model)
     if gradient_checkpointing:
         enable_checkpointing(model)
-    return Backbone(model.eval(), tokenizer, bool(config.is_encoder_decoder), name)
+    is_encoder = auto_class is AutoModel
+    return Backbone(model.eval(), tokenizer, bool(config.is_encoder_decoder), name, is_encoder)
+
+
+def _embedded_folder(name: str, *, from_scratch: bool) -> str:
+    if name == TINY_ENCODER and not from_scratch:
+        raise ValueError(
+            f"backbone.name_or_path={name}: it is an architecture without weights; set "
+            "backbone.from_scratch=true."
+        )
+    return str(TINY_FOLDER.with_name(TINY_ENCODER) if name == TINY_ENCODER else TINY_FOLDER)
 
 
 def _precision_options(
@@ -199,7 +216,14 @@ def _one_line_errors(name: str, *, local: bool, offline: bool) -> Iterator[None]
 
 
 def _auto_class(config: PreTrainedConfig, name: str) -> Any:
-    """The head class by what transformers registers for this configuration."""
+    """The class by what transformers registers: with a head that generates, or the encoder alone.
+
+    Encoders have a causal head too in transformers, but only `is_decoder` makes it causal.
+    """
+    masked = AutoModelForMaskedLM._model_mapping.keys()
+    reads_only = not config.is_encoder_decoder and not getattr(config, "is_decoder", False)
+    if reads_only and type(config) in masked:
+        return AutoModel
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     remote = getattr(config, "auto_map", None) or {}
     # transformers keeps no public lookup from a configuration to "has such a head"
@@ -209,6 +233,14 @@ def _auto_class(config: PreTrainedConfig, name: str) -> Any:
             "use an encoder-decoder (T5, BART, ...) or a decoder-only (GPT-2, Llama, ...) model."
         )
     return kind
+
+
+def _prepare_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop BERT's pooler, whose adapters would never be trained; end texts with the separator."""
+    if getattr(model, "pooler", None) is not None:
+        model.register_module("pooler", None)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
 
 
 def _ensure_pad_token(
@@ -223,6 +255,6 @@ def _ensure_pad_token(
                 "pad_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = spare
-    for config in (model.config, model.generation_config):
+    for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id

@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     "data.steps_per_epoch": _COUNT,
     "data.num_workers": _NOT_NEGATIVE,
     "data.group_by_length": _COUNT,
+    "data.max_labels": _COUNT,
     "data.max_examples_per_task": _COUNT,
     "module.max_new_tokens": _COUNT,
     "module.num_beams": _COUNT,

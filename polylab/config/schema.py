@@ -89,6 +89,7 @@ class DataSchema:
     num_workers: int = 0
     group_by_length: int | None = None
     cache: str | None = None
+    max_labels: int = 64
 
 
 @dataclass
@@ -189,6 +190,13 @@ class ModuleSchema:
     _target_: str = "polylab.training.PolyModule"
     max_new_tokens: int = 32
     num_beams: int = 1
+    max_logged_tasks: int = 64
+    predictions_per_task: int | None = 16
+
+
+@dataclass
+class ClassificationSchema:
+    _target_: str = "polylab.training.ClassificationModule"
     max_logged_tasks: int = 64
     predictions_per_task: int | None = 16
 
@@ -313,6 +321,7 @@ def register_schemas() -> None:
         "p3_data": P3DataSchema,
         "flan_data": FlanDataSchema,
         "module": ModuleSchema,
+        "classification": ClassificationSchema,
         "optim": OptimSchema,
     }
     for name, node in nodes.items():

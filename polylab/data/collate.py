@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polylab.data.dataset import EncodedExample
 from polylab.data.encoding import Tokens
+from polylab.data.labels import LabelSets
 
 IGNORED = -100
 
@@ -28,15 +29,23 @@ class Collator:
         n_tasks: Valid ids are below it.
         is_encoder_decoder: False puts input and target in one row, with the loss on the target.
         evaluation: Whether to add what only evaluation needs.
+        label_sets: Of classification, whose `labels` are `[batch, 1]`: a class of the row's task.
     """
 
     def __init__(
-        self, *, pad_id: int, n_tasks: int, is_encoder_decoder: bool, evaluation: bool = False
+        self,
+        *,
+        pad_id: int,
+        n_tasks: int,
+        is_encoder_decoder: bool,
+        evaluation: bool = False,
+        label_sets: LabelSets | None = None,
     ) -> None:
         self._pad_id = pad_id
         self._n_tasks = n_tasks
         self._is_encoder_decoder = is_encoder_decoder
         self._evaluation = evaluation
+        self._label_sets = label_sets
 
     def __call__(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
         """One batch.
@@ -44,8 +53,13 @@ class Collator:
         Raises:
             ValueError: If a task id is not in [0, n_tasks).
         """
-        batch = self._seq2seq(items) if self._is_encoder_decoder else self._causal(items)
+        joined = not self._is_encoder_decoder and self._label_sets is None
+        batch = self._causal(items) if joined else self._seq2seq(items)
         batch["task_ids"] = check_task_ids([item.task_id for item in items], self._n_tasks)
+        if self._label_sets is not None:
+            class_of = self._label_sets.class_of
+            classes = [[class_of(item.task_id, int(item.target_ids[0]))] for item in items]
+            batch["labels"] = torch.tensor(classes)
         batch["rows"] = torch.tensor([item.row for item in items], dtype=torch.int64)
         if self._evaluation:
             batch["inputs"] = [item.text for item in items]

@@ -19,6 +19,7 @@ from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples, length_grouping
 from polylab.data.encoding import TextEncoder, padding_id
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
+from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
 from polylab.data.mixing import Mixing
 from polylab.data.prompts import check_instructions, check_prompt
@@ -51,6 +52,7 @@ class DataModule(LightningDataModule):
         source: Gives the tasks.
         tokenizer: Of the backbone.
         is_encoder_decoder: Of the backbone.
+        is_encoder: Of the backbone: an encoder alone, whose targets are classes (`label_sets`).
         batch_size: The global batch: all ranks and accumulation together.
         temperature: Tasks are mixed by `size ** (1 / temperature)`; `inf` is uniform (`Mixing`).
         cap: Larger tasks count as of this size.
@@ -83,6 +85,7 @@ class DataModule(LightningDataModule):
         tokenizer: PreTrainedTokenizerBase,
         *,
         is_encoder_decoder: bool,
+        is_encoder: bool = False,
         batch_size: int = 64,
         temperature: int | float | str = 1.0,
         cap: int | None = None,
@@ -101,6 +104,7 @@ class DataModule(LightningDataModule):
         num_workers: int = 0,
         group_by_length: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        max_labels: int = 64,
     ) -> None:
         super().__init__()
         check_prompt(prompt)
@@ -110,20 +114,23 @@ class DataModule(LightningDataModule):
             eval_examples_per_task=eval_examples_per_task,
             test_examples_per_task=test_examples_per_task,
             group_by_length=group_by_length,
+            max_labels=max_labels,
         )
         slice_size(batch_size, world_size=1, accumulate=1)
         self._mixing = Mixing(float(temperature), cap, weights or {})
         self._source = source
-        self._encoder = TextEncoder(
+        kind = ClassEncoder if is_encoder else TextEncoder
+        self._encoder = kind(
             tokenizer,
-            is_encoder_decoder=is_encoder_decoder,
+            is_encoder_decoder=is_encoder_decoder or is_encoder,  # no separator, no joint row
             max_input_length=max_input_length,
             max_target_length=max_target_length,
             separator=separator,
             keep_input=keep_input,
         )
         self._pad_id = padding_id(tokenizer)
-        self._is_encoder_decoder = is_encoder_decoder
+        self._is_encoder_decoder = is_encoder_decoder or is_encoder
+        self._max_labels = max_labels
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size or batch_size
         self._prompt = prompt
@@ -156,6 +163,26 @@ class DataModule(LightningDataModule):
     def task_names(self) -> list[str]:
         """Task names; the index is the id."""
         return self.collection.appended(self._known_tasks)
+
+    @cached_property
+    def label_sets(self) -> LabelSets | None:
+        """The labels of each task, for an encoder; None for a model that generates.
+
+        Raises:
+            ValueError: If a task is no classification.
+        """
+        if not isinstance(self._encoder, ClassEncoder):
+            return None
+        tasks = {task.name: task for task in self.collection.tasks}
+        absent = [name for name in self.task_names if name not in tasks]
+        if absent:
+            raise ValueError(
+                f"data.known_tasks: {absent[0]!r} has no data, which its labels come from · give "
+                "its data, or leave it out."
+            )
+        return LabelSets(
+            [label_set(tasks[name], max_labels=self._max_labels) for name in self.task_names]
+        )
 
     @property
     def skill_matrix(self) -> tuple[Bool[Tensor, "tasks skills"], list[str]] | None:
@@ -191,6 +218,9 @@ class DataModule(LightningDataModule):
             self._was_noted = True
             for note in self.collection.notes:
                 logger.info(note)
+            if self.label_sets is not None:
+                for note in self.label_sets.notes(self.collection.tasks, self._ids):
+                    logger.info(note)
 
     def train_dataloader(self) -> ResumableLoader:
         """The resumable loader of this rank's share of the mixture.
@@ -303,9 +333,14 @@ class DataModule(LightningDataModule):
     def _tasks_with(self, split: str) -> list[TaskData]:
         return [task for task in self.collection.tasks if task.split(split)]
 
+    @property
+    def _ids(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.task_names)}
+
     def _dataset(self, split: str, *, with_texts: bool = True) -> EncodedExamples:
-        tasks = self._tasks_with(split)
-        ids = {name: i for i, name in enumerate(self.task_names)}
+        tasks, ids = self._tasks_with(split), self._ids
+        if isinstance(self._encoder, ClassEncoder) and self.label_sets is not None:
+            self._encoder.use(self.label_sets)
         return EncodedExamples(
             [task.split(split) for task in tasks],
             task_names=[task.name for task in tasks],
@@ -321,4 +356,5 @@ class DataModule(LightningDataModule):
             n_tasks=len(self.task_names),
             is_encoder_decoder=self._is_encoder_decoder,
             evaluation=evaluation,
+            label_sets=self.label_sets,
         )

@@ -1,6 +1,7 @@
 """How a Poly model learns: the LightningModule, optimiser groups, metrics, checkpoints."""
 
 from polylab.training.checkpoint import RunCheckpoint, save_adapter
+from polylab.training.classification import ClassificationModule
 from polylab.training.files import AtomicCheckpointIO, write_atomically
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
@@ -8,6 +9,7 @@ from polylab.training.results import count_trainable, write_metrics
 
 __all__ = [
     "AtomicCheckpointIO",
+    "ClassificationModule",
     "OptimConfig",
     "PolyModule",
     "RunCheckpoint",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from polylab.training.distributed import gather_objects
 from polylab.training.metrics import PerTaskMean, exact_match, rouge_l
 
-TEXT_METRICS = {"exact_match": exact_match, "rouge_l": rouge_l}
+Metrics = Mapping[str, Callable[[str, Iterable[str]], float]]
+TEXT_METRICS: Metrics = {"exact_match": exact_match, "rouge_l": rouge_l}
+CLASS_METRICS: Metrics = {"accuracy": exact_match, "exact_match": exact_match}
 
 
 class Prediction(TypedDict):
@@ -28,11 +30,18 @@ class Prediction(TypedDict):
 class SplitEvaluation(nn.Module):
     """Accumulates one split over batches and ranks; `finish` says what it was and starts anew."""
 
-    def __init__(self, task_names: Sequence[str], *, predictions_per_task: int | None) -> None:
+    def __init__(
+        self,
+        task_names: Sequence[str],
+        *,
+        predictions_per_task: int | None,
+        metrics: Metrics = TEXT_METRICS,
+    ) -> None:
         """Keep at most `predictions_per_task` predictions of each task, all of them if None."""
         super().__init__()
+        self._metrics = metrics
         self._means = nn.ModuleDict(
-            {name: PerTaskMean(len(task_names)) for name in ("loss", *TEXT_METRICS)}
+            {name: PerTaskMean(len(task_names)) for name in ("loss", *metrics)}
         )
         self._task_names = list(task_names)
         self._limit = predictions_per_task
@@ -55,7 +64,7 @@ class SplitEvaluation(nn.Module):
         references: Sequence[Sequence[str]],
     ) -> None:
         pairs = list(zip(predictions, references, strict=True))
-        for name, score in TEXT_METRICS.items():
+        for name, score in self._metrics.items():
             scores = torch.tensor([score(*pair) for pair in pairs], device=task_ids.device)
             self._mean(name).update(task_ids, scores)
         rows = zip(task_ids.tolist(), inputs, predictions, references, strict=True)
@@ -76,8 +85,8 @@ class SplitEvaluation(nn.Module):
         by_task = {name: mean.by_task(self._task_names) for name, mean in means.items()}
         result = {
             "loss": means["loss"].micro(),
-            "macro": {name: means[name].macro() for name in TEXT_METRICS},
-            "micro": {name: means[name].micro() for name in TEXT_METRICS},
+            "macro": {name: means[name].macro() for name in self._metrics},
+            "micro": {name: means[name].micro() for name in self._metrics},
             "tasks": {
                 task: {name: values[task] for name, values in by_task.items() if task in values}
                 for task in self._task_names

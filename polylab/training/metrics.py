@@ -81,7 +81,9 @@ class TaskMeans(NamedTuple):
 
     def by_task(self, task_names: Sequence[str]) -> dict[str, float]:
         """Name to mean, for the tasks that were seen."""
-        pairs = zip(task_names, self.values.tolist(), self.counts.tolist(), strict=True)
+        # torchmetrics makes scalars of the results for one task
+        values, counts = self.values.reshape(-1).tolist(), self.counts.reshape(-1).tolist()
+        pairs = zip(task_names, values, counts, strict=True)
         return {name: value for name, value, count in pairs if count > 0}
 
     def macro(self) -> float | None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
-from polylab.training.evaluation import Prediction, SplitEvaluation
+from polylab.training.evaluation import TEXT_METRICS, Metrics, Prediction, SplitEvaluation
 from polylab.training.generation import generate_texts
 from polylab.training.journal import Answers, Journal
 from polylab.training.lazy_rows import LazyRows
@@ -54,6 +54,8 @@ class PolyModule(LightningModule):
         predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
         journal: Keeps the answers to evaluation batches, so that a killed evaluation can go on.
     """
+
+    text_metrics: Metrics = TEXT_METRICS  # of the answers; a subclass has its own
 
     def __init__(
         self,
@@ -109,7 +111,11 @@ class PolyModule(LightningModule):
         self.journal: Journal | None = None
         self._evaluations = nn.ModuleDict(
             {
-                split: SplitEvaluation(task_names, predictions_per_task=predictions_per_task)
+                split: SplitEvaluation(
+                    task_names,
+                    predictions_per_task=predictions_per_task,
+                    metrics=self.text_metrics,
+                )
                 for split in ("val", "test")
             }
         )

@@ -13,14 +13,17 @@ from polylab.backbones import load_backbone
 from polylab.config import schema
 from polylab.data import DataModule
 from polylab.poly.config import BOOKKEEPING
-from polylab.training import OptimConfig, PolyModule
+from polylab.training import ClassificationModule, OptimConfig, PolyModule
 
 # what the program gives, not the configuration
 GIVEN: dict[str, set[str]] = {
     "BackboneSchema": set(),
     "AdapterSchema": {"n_tasks", "task_names", "inference_mode", *BOOKKEEPING},
-    "DataSchema": {"tokenizer", "is_encoder_decoder", "seed"},
+    "DataSchema": {"tokenizer", "is_encoder_decoder", "is_encoder", "seed"},
     "ModuleSchema": {"model", "tokenizer", "task_names", "optim", "seed"},
+    "ClassificationSchema": {
+        *("model", "tokenizer", "task_names", "label_sets", "optim", "seed"),
+    },
     "OptimSchema": set(),
     "TrainerSchema": {"logger", "callbacks"},
 }
@@ -38,6 +41,7 @@ PAIRS: list[tuple[type, Callable[..., Any]]] = [
     (schema.AdapterSchema, PolyConfig),
     (schema.DataSchema, DataModule),
     (schema.ModuleSchema, PolyModule),
+    (schema.ClassificationSchema, ClassificationModule),
     (schema.OptimSchema, OptimConfig),
     (schema.TrainerSchema, Trainer),
 ]

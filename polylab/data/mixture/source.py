@@ -19,14 +19,15 @@ class MixtureSource:
     """Generates the embedded mixture; the same arguments give the same rows on any machine.
 
     Args:
-        tasks: `train` (27 tasks) or `held_out` (8 new combinations of the same skills).
+        tasks: `train` (27 tasks), `held_out` (8 new combinations of the same skills), or `judge`
+            (the 4 of `train` that choose between yes and no).
         size: Multiplies the number of training rows of every task.
         n_validation: Rows of the validation split a task.
         n_test: Rows of the test split a task.
         seed: Chooses the rows.
 
     Raises:
-        ValueError: If `tasks` is not one of the two sets or a size is not positive.
+        ValueError: If `tasks` is not one of the sets or a size is not positive.
     """
 
     tasks: str = "train"
@@ -37,9 +38,10 @@ class MixtureSource:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if self.tasks not in ("train", "held_out"):
+        if self.tasks not in ("train", "held_out", "judge"):
             raise ValueError(
-                f"data.source.tasks={self.tasks!r} is no set of the mixture: use train or held_out."
+                f"data.source.tasks={self.tasks!r} is no set of the mixture: use train, held_out "
+                "or judge."
             )
         for name in ("size", "n_validation", "n_test"):
             if getattr(self, name) <= 0:
@@ -47,7 +49,9 @@ class MixtureSource:
 
     def __call__(self) -> TaskCollection:
         """All tasks with their rows and the true skills of each."""
-        recipes = TRAIN if self.tasks == "train" else HELD_OUT
+        recipes = HELD_OUT if self.tasks == "held_out" else TRAIN
+        if self.tasks == "judge":
+            recipes = {name: recipe for name, recipe in TRAIN.items() if "judge" in recipe.skills}
         tasks = [self._make_task(name, recipes[name]) for name in sorted(recipes)]
         skills = {
             name: tuple(s for s in SKILLS if s in recipes[name].skills) for name in sorted(recipes)
