@@ -65,7 +65,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 def test_no_file_is_overlooked() -> None:
     assert len(OPTIONS) == 49
-    assert len(RECIPES) == 5
+    assert len(RECIPES) == 11
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))
     assert not list(CONF.rglob("*.yml"))
@@ -85,7 +85,8 @@ def test_every_option(option: Path) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe(name: str) -> None:
-    _check(_compose(f"experiment={name}"))
+    path = ["data.path=DIR"] if name.startswith("sni") else []  # a download of the user's
+    _check(_compose(f"experiment={name}", *path))
 
 
 @pytest.mark.parametrize(("data", "length"), [("mixture", 12), ("jsonl", 128)])
