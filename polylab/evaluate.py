@@ -89,6 +89,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "model": model,
         "tokenizer": backbone.tokenizer,
         "task_names": names,
+        "categories": data.categories,  # type: ignore[attr-defined]
         "optim": build_optim(config),
         "seed": config.seed,
     }

@@ -75,6 +75,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
         "task_names": task_names,
         "label_sets": None if label_sets is None else label_sets.by_task,
         "skills": getattr(data, "skill_matrix", None),
+        "categories": getattr(data, "categories", None),
         "optim": optim,
         "folder": folder,
         "dirpath": folder / "checkpoints",

@@ -191,6 +191,11 @@ class DataModule(LightningDataModule):
         return None if skills is None else skill_matrix(skills, self.task_names)
 
     @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """The categories of each task that has some."""
+        return self.collection.categories
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Training examples per task."""
         return {task.name: len(task.train) for task in self.collection.tasks}

@@ -45,6 +45,7 @@ class ClassificationModule(PolyModule):
         seed: int = 0,
         max_logged_tasks: int = 64,
         predictions_per_task: int | None = 16,
+        categories: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Wrap `model`, whose base has the heads (`heads.add_heads`) among `modules_to_save`.
 
@@ -57,6 +58,7 @@ class ClassificationModule(PolyModule):
             seed: Of the router's keyed noise.
             max_logged_tasks: Only the first so many tasks have keys of their own in the logs.
             predictions_per_task: How many to keep of each task and split; all if None.
+            categories: Of tasks, as `PolyModule`.
         """
         super().__init__(
             model,
@@ -66,6 +68,7 @@ class ClassificationModule(PolyModule):
             seed=seed,
             max_logged_tasks=max_logged_tasks,
             predictions_per_task=predictions_per_task,
+            categories=categories,
         )
         self.label_sets = [list(labels) for labels in label_sets]
 

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polylab.training.distributed import gather_objects
-from polylab.training.metrics import PerTaskMean, exact_match, rouge_l
+from polylab.training.intervals import bootstrap_intervals
+from polylab.training.metrics import PerTaskMean, exact_match, rouge_l, token_f1
 
 Metrics = Mapping[str, Callable[[str, Iterable[str]], float]]
-TEXT_METRICS: Metrics = {"exact_match": exact_match, "rouge_l": rouge_l}
+TEXT_METRICS: Metrics = {"exact_match": exact_match, "rouge_l": rouge_l, "token_f1": token_f1}
 CLASS_METRICS: Metrics = {"accuracy": exact_match, "exact_match": exact_match}
 
 
@@ -36,8 +37,18 @@ class SplitEvaluation(nn.Module):
         *,
         predictions_per_task: int | None,
         metrics: Metrics = TEXT_METRICS,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        intervals: bool = False,
     ) -> None:
-        """Keep at most `predictions_per_task` predictions of each task, all of them if None."""
+        """Wait for batches.
+
+        Args:
+            task_names: By id.
+            predictions_per_task: Keep at most so many of each task, all of them if None.
+            metrics: Of answers.
+            categories: Of tasks, to average over those of one.
+            intervals: Whether the result says how sure its means are.
+        """
         super().__init__()
         self._metrics = metrics
         self._means = nn.ModuleDict(
@@ -47,6 +58,9 @@ class SplitEvaluation(nn.Module):
         self._limit = predictions_per_task
         self._predictions: list[tuple[int, Prediction]] = []
         self._kept: Counter[int] = Counter()
+        self._categories = categories or {}
+        self._intervals = intervals
+        self._scores: list[tuple[int, int, dict[str, float]]] = []  # row, task, by metric
 
     def add_losses(
         self,
@@ -62,11 +76,16 @@ class SplitEvaluation(nn.Module):
         inputs: Sequence[str],
         predictions: Sequence[str],
         references: Sequence[Sequence[str]],
+        numbers: Sequence[int],
     ) -> None:
+        """Score answers; `numbers` are those of the examples in the split."""
         pairs = list(zip(predictions, references, strict=True))
-        for name, score in self._metrics.items():
-            scores = torch.tensor([score(*pair) for pair in pairs], device=task_ids.device)
-            self._mean(name).update(task_ids, scores)
+        found = {name: [score(*pair) for pair in pairs] for name, score in self._metrics.items()}
+        for name, scores in found.items():
+            self._mean(name).update(task_ids, torch.tensor(scores, device=task_ids.device))
+        if self._intervals:
+            for i, (number, task) in enumerate(zip(numbers, task_ids.tolist(), strict=True)):
+                self._scores.append((number, task, {name: own[i] for name, own in found.items()}))
         rows = zip(task_ids.tolist(), inputs, predictions, references, strict=True)
         for task, text, prediction, valid in rows:
             self._keep(
@@ -93,9 +112,37 @@ class SplitEvaluation(nn.Module):
                 if any(task in values for values in by_task.values())
             },
         }
+        if self._categories:
+            result["categories"] = self._by_category(by_task)
+        if self._intervals:
+            result["intervals"] = bootstrap_intervals(self._gather_scores())
         predictions = self._gather()
         self._start_anew()
         return result, predictions
+
+    def _by_category(
+        self, by_task: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """Means over the tasks of a category, each of which weighs the same."""
+        found: dict[str, dict[str, float]] = {}
+        for category in sorted({name for own in self._categories.values() for name in own}):
+            tasks = [task for task, own in self._categories.items() if category in own]
+            for metric in self._metrics:
+                seen = [by_task[metric][task] for task in tasks if task in by_task[metric]]
+                if seen:
+                    found.setdefault(category, {})[metric] = sum(seen) / len(seen)
+        return found
+
+    def _gather_scores(self) -> dict[str, dict[str, list[float]]]:
+        """By metric and task, in the order of the examples, over all ranks."""
+        rows = sorted(
+            (row for part in gather_objects(self._scores) for row in part), key=lambda row: row[:2]
+        )
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in self._metrics}
+        for _, task, scores in rows:
+            for name, score in scores.items():
+                found[name].setdefault(self._task_names[task], []).append(score)
+        return found
 
     def _mean(self, name: str) -> PerTaskMean:
         mean = self._means[name]
@@ -121,5 +168,5 @@ class SplitEvaluation(nn.Module):
     def _start_anew(self) -> None:
         for name in self._means:
             self._mean(name).reset()
-        self._predictions = []
+        self._predictions, self._scores = [], []
         self._kept.clear()

@@ -7,7 +7,9 @@ uneven shards and tasks that a rank never saw are then right by construction.
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from torchmetrics import Metric
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 28  # digits that Decimal keeps
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 
 
@@ -39,6 +42,28 @@ def exact_match(prediction: str, references: Iterable[str]) -> float:
     """1.0 if the prediction equals any reference after `normalise`, else 0.0."""
     answer = normalise(prediction)
     return float(any(answer == normalise(reference) for reference in references))
+
+
+def token_f1(prediction: str, references: Iterable[str]) -> float:
+    """The best F1 of common words over the references, as SQuAD scores answers.
+
+    Lower case, without ASCII punctuation and the words a, an and the; words may occur several
+    times. Two texts without words are equal (https://arxiv.org/abs/1606.05250).
+    """
+    answer = _words(prediction)
+    return max((_words_f1(answer, _words(text)) for text in references), default=0.0)
+
+
+def _words(text: str) -> list[str]:
+    bare = text.lower().translate(_NO_PUNCTUATION)
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+
+def _words_f1(answer: Sequence[str], reference: Sequence[str]) -> float:
+    if not answer or not reference:
+        return float(answer == reference)
+    common = sum((Counter(answer) & Counter(reference)).values())
+    return 2 * common / (len(answer) + len(reference))
 
 
 def rouge_l(prediction: str, references: Iterable[str]) -> float:

@@ -69,6 +69,7 @@ class PolyModule(LightningModule):
         seed: int = 0,
         max_logged_tasks: int = 64,
         predictions_per_task: int | None = 16,
+        categories: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Wrap `model`.
 
@@ -83,6 +84,8 @@ class PolyModule(LightningModule):
             max_logged_tasks: Only the first so many tasks have keys of their own in the logs;
                 `results` has all of them.
             predictions_per_task: How many to keep of each task and split; all if None.
+            categories: Of tasks; means over the tasks of one are logged as
+                `val/category/NAME/METRIC`.
 
         Raises:
             ValueError: If a bound is below its least value, or two tasks share a name.
@@ -115,6 +118,8 @@ class PolyModule(LightningModule):
                     task_names,
                     predictions_per_task=predictions_per_task,
                     metrics=self.text_metrics,
+                    categories=categories,
+                    intervals=split == "test",
                 )
                 for split in ("val", "test")
             }
@@ -273,7 +278,8 @@ class PolyModule(LightningModule):
                 self.journal.add(index, answers)
         evaluation, ids = self._evaluation(split), batch["task_ids"]
         evaluation.add_losses(ids, answers.losses.to(ids.device), answers.tokens.to(ids.device))
-        evaluation.add_texts(ids, batch["inputs"], answers.texts, batch["references"])
+        texts, numbers = answers.texts, batch["rows"].tolist()
+        evaluation.add_texts(ids, batch["inputs"], texts, batch["references"], numbers)
 
     def _finish(self, split: str) -> None:
         result, predictions = self._evaluation(split).finish()
@@ -285,9 +291,11 @@ class PolyModule(LightningModule):
         overall = {key: value for key, value in overall.items() if value is not None}
         # for callbacks; equal on all ranks already, said again only to satisfy Lightning
         self.log_dict(overall, prog_bar=True, logger=False, sync_dist=True)
-        for task in self._logged_tasks:
-            for name, value in result["tasks"].get(task, {}).items():
-                overall[f"{split}/{task}/{name}"] = value
+        parts = {task: result["tasks"].get(task, {}) for task in self._logged_tasks}
+        named = [*result.get("categories", {}).items()][: len(self._logged_tasks)]
+        parts |= {f"category/{name}": scores for name, scores in named}
+        for part, scores in parts.items():
+            overall |= {f"{split}/{part}/{name}": value for name, value in scores.items()}
         self._send(overall)
 
     def _evaluation(self, split: str) -> SplitEvaluation:

@@ -20,8 +20,9 @@ GIVEN: dict[str, set[str]] = {
     "BackboneSchema": set(),
     "AdapterSchema": {"n_tasks", "task_names", "inference_mode", *BOOKKEEPING},
     "DataSchema": {"tokenizer", "is_encoder_decoder", "is_encoder", "seed"},
-    "ModuleSchema": {"model", "tokenizer", "task_names", "optim", "seed"},
+    "ModuleSchema": {"categories", "model", "tokenizer", "task_names", "optim", "seed"},
     "ClassificationSchema": {
+        "categories",
         *("model", "tokenizer", "task_names", "label_sets", "optim", "seed"),
     },
     "OptimSchema": set(),

@@ -48,7 +48,7 @@ def test_the_folder_holds_what_the_contract_says(whole: Any) -> None:
 def test_metrics(whole: Any) -> None:
     metrics = _metrics(whole.folder)
     for split in ("val", "test"):
-        assert set(metrics[split]["macro"]) == {"exact_match", "rouge_l"}
+        assert set(metrics[split]["macro"]) == {"exact_match", "rouge_l", "token_f1"}
         assert set(metrics[split]["tasks"]) == {"copy", "first", "upper"}
         assert metrics[split]["loss"] > 0
     assert metrics["checkpoint"] == "best"

@@ -2,13 +2,14 @@
 
 import itertools
 import random
+import string
 
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from torch import multiprocessing
 
-from polylab.training.metrics import PerTaskMean, exact_match, normalise, rouge_l
+from polylab.training.metrics import PerTaskMean, exact_match, normalise, rouge_l, token_f1
 
 WORDS = ["the", "The", "cat", "sat", "on", "a", "mat", "3.5", "x-y", "don't", "...", "été", "Cat's"]
 
@@ -135,3 +136,42 @@ def test_two_ranks_with_uneven_shards_equal_one(free_port):
     found = [results.get() for _ in range(2)]
     assert sorted(rank for rank, *_ in found) == [0, 1]
     assert all(tuple(rest) == expected for _, *rest in found)
+
+
+def test_token_f1():
+    assert token_f1("The cat!", ["a cat"]) == 1.0
+    assert token_f1("one two", ["two three four"]) == pytest.approx(2 * 1 / 5)
+    assert token_f1("a a b", ["a b b"]) == pytest.approx(2 * 1 / 3)  # a is an article
+    assert token_f1("x x y", ["x y y"]) == pytest.approx(2 * 2 / 6)
+    assert token_f1("", [""]) == token_f1("the", ["..."]) == 1.0
+    assert token_f1("", ["word"]) == token_f1("word", []) == 0.0
+    assert token_f1("blue sky", ["green sea", "sky blue"]) == 1.0
+
+
+def _slow_f1(prediction, reference):
+    """Word by word, each matched once."""
+
+    def words(text):
+        kept = "".join(c for c in text.lower() if c not in string.punctuation)
+        return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+    mine, left = words(prediction), words(reference)
+    n_mine, n_theirs, common = len(mine), len(left), 0
+    for word in mine:
+        if word in left:
+            left.remove(word)
+            common += 1
+    if not n_mine or not n_theirs:
+        return float(n_mine == n_theirs)
+    if not common:
+        return 0.0
+    precision, recall = common / n_mine, common / n_theirs
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_token_f1_is_the_slow_one():
+    rng = random.Random(0)
+    vocabulary = ["the", "cat", "Cat,", "sat", "a", "mat.", "?", "é"]
+    for _ in range(500):
+        a, b = (" ".join(rng.choices(vocabulary, k=rng.randrange(6))) for _ in range(2))
+        assert token_f1(a, [b]) == pytest.approx(_slow_f1(a, b), abs=1e-12)

@@ -142,7 +142,7 @@ def test_a_split_is_scored_per_task_and_over_tasks(
     assert result["tasks"]["first"]["exact_match"] == 1.0
     assert result["tasks"]["copy"]["exact_match"] == 0.0
     assert result["macro"]["exact_match"] == pytest.approx(1 / 3)
-    assert set(result["tasks"]["copy"]) == {"loss", "exact_match", "rouge_l"}
+    assert set(result["tasks"]["copy"]) == {"loss", "exact_match", "rouge_l", "token_f1"}
     ((_, metrics),) = trainer.loggers[0].lines
     assert metrics["test/exact_match"] == pytest.approx(1 / 3)
     assert metrics["test/first/exact_match"] == 1.0
