@@ -68,6 +68,11 @@ RULES: dict[str, Rule] = {
     "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
     "callbacks.table.max_rows": ("must be from 1 to 200000", lambda value: 1 <= value <= 200_000),
     "callbacks.checkpoint.every_n_steps": _COUNT,
+    "adapt.shots": _COUNT,
+    "adapt.steps": _COUNT,
+    "adapt.validate_every": _COUNT,
+    "adapt.validation_rows": _COUNT,
+    "adapt.r": _COUNT,
 }
 
 # Words only: noise, combine and others also take a class of the user's own.
@@ -93,6 +98,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("constant", "linear", "cosine"),
     "optim.router": ("dense", "lazy"),
     "callbacks.checkpoint.mode": ("max", "min"),
+    "adapt.method": ("poly", "z", "mu", "shared", "private", "lora", "full"),
+    "adapt.select": ("best", "last"),
 }  # fmt: skip
 
 

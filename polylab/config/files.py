@@ -70,12 +70,25 @@ def fresh_folder(path: str) -> str:
             return str(attempt)
 
 
+def of_run(run: str, key: str) -> Any:
+    """Return the value that the configuration of the finished run in the folder `run` has at `key`.
+
+    Raises:
+        KeyError: If it has none.
+    """
+    value = OmegaConf.select(OmegaConf.load(Path(run) / "config.yaml"), key, default=...)
+    if value is ...:
+        raise KeyError(f"{key} is not in the configuration of run={run} · give {key}=VALUE")
+    return value
+
+
 def register_resolvers() -> None:
-    """Teach OmegaConf `${fresh_folder:PATH}` and `${experiment_name:NAME}` of our configurations.
+    """Teach OmegaConf the `${fresh_folder:PATH}`, `${experiment_name:NAME}` and `${of_run:RUN,KEY}`.
 
     The folder is cached in the configuration, as Hydra's own `now` is: one job asks for it many
     times, and the jobs of a sweep inherit the cache of the sweep.
     """
+    OmegaConf.register_new_resolver("of_run", of_run, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("fresh_folder", fresh_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver(
         "experiment_name", lambda name: name if name is not None else "train", replace=True

@@ -2,11 +2,13 @@
 
 from polylab.config.paths import config_folder
 
-# Groups of the main job in the order of its defaults; `adapt` belongs to another command.
+# Groups of the main job in the order of its defaults.
 GROUPS = (
     "experiment", "backbone", "adapter", "data", "module", "optim", "trainer", "callbacks",
     "logger", "debug",
 )  # fmt: skip
+
+ADAPT_GROUPS = ("adapt", "data", "module", "optim", "trainer")
 
 TRAIN_HELP = """\
 polylab: multi-task fine-tuning with routed skills
@@ -30,6 +32,48 @@ Flags
   --config-dir DIR     more options of your own, e.g. DIR/experiment/mine.yaml
   -m, --multirun       a sweep: every combination of the comma-separated values
   --hydra-help         the flags of Hydra itself
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
+ADAPT_HELP = """\
+polylab: few-shot adaptation of a trained run to new tasks
+
+usage: python -m polylab.adapt run=RUN_DIR [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Groups (GROUP=OPTION)
+{groups}
+Methods (adapt=METHOD): what trains
+  poly     the run's skills, and a new row of its routers (default)
+  z        the new row alone; the run's own tasks keep their outputs
+  mu       the average of the run's skills, as one LoRA
+  shared   the one LoRA of a run with adapter=lora
+  lora     a fresh LoRA; private is the same, under the name of a paper's baseline
+  full     all weights of the backbone, without the adapter
+
+Keys
+  run                    folder of a finished run, runs/EXPERIMENT/DATE_TIME
+  adapt.shots            training rows of each task, drawn by seed
+  adapt.seeds            one adaptation of each task for each of them
+  adapt.tasks            only these of the data's tasks; null: all
+  adapt.steps            optimiser steps; also adapt.validate_every
+  adapt.select           best: on validation rows, by adapt.monitor; last: needs none
+  adapt.validation_rows  taken from the training rows where a task has no validation split
+  adapt.router_init      poly, z: fresh, mean, or one of the run's tasks
+  adapt.save             true: every adapter in adapters/TASK/seed_SEED
+  optim.lr ...           and all other keys of the groups
+The prompt and the lengths are the run's unless data.prompt=... and the like are given.
+
+Examples
+  python -m polylab.adapt run=RUN_DIR data.source.tasks=held_out
+  python -m polylab.adapt run=RUN_DIR data=jsonl data.path=DIR adapt=z adapt.seeds=[0,1,2,3,4]
+  python -m polylab.adapt run=RUN_DIR data=jsonl data.path=DIR adapt.steps=1000 optim.lr=3e-3
+  python -m polylab.adapt run=RUN_DIR data=jsonl data.path=DIR adapt.tasks=[NAME] adapt.save=true
+  python -m polylab.adapt -m run=RUN_DIR data=jsonl data.path=DIR adapt=poly,z,mu,lora
+
+A killed command goes on where it was when it is given again with hydra.run.dir=ITS_FOLDER.
+
+Flags
+  --cfg job            print the configuration and stop
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
@@ -107,8 +151,8 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def help_text(template: str = TRAIN_HELP) -> str:
+def help_text(template: str = TRAIN_HELP, *, groups: tuple[str, ...] = GROUPS) -> str:
     """Fill the groups and their options into `template`."""
-    width = max(map(len, GROUPS))
-    lines = (f"  {group:<{width}}  {', '.join(options(group)) or '-'}\n" for group in GROUPS)
+    width = max(map(len, groups))
+    lines = (f"  {group:<{width}}  {', '.join(options(group)) or '-'}\n" for group in groups)
     return template.format(groups="".join(lines))

@@ -282,6 +282,34 @@ class TrainSchema:
 
 
 @dataclass
+class AdaptSchema:
+    method: str = MISSING
+    shots: int = 16
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    tasks: list[str] | None = None
+    steps: int = 100
+    select: str = "best"
+    monitor: str = "exact_match"
+    validate_every: int = 25
+    validation_rows: int = 16
+    router_init: Any = "fresh"
+    r: int | None = None
+    save: bool = False
+
+
+@dataclass
+class AdaptCommandSchema:
+    run: str = MISSING
+    seed: int = 0
+    trust_code: bool = False
+    adapt: AdaptSchema = field(default_factory=AdaptSchema)
+    data: Any = MISSING
+    module: Any = MISSING
+    optim: Any = MISSING
+    trainer: TrainerSchema = field(default_factory=TrainerSchema)
+
+
+@dataclass
 class ExportSchema:
     run: str = MISSING
     to: str = MISSING
@@ -309,6 +337,7 @@ def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
     store(name="train_schema", node=TrainSchema, provider="polylab")
+    store(name="adapt_schema", node=AdaptCommandSchema, provider="polylab")
     store(name="export_schema", node=ExportSchema, provider="polylab")
     store(name="evaluate_schema", node=EvaluateSchema, provider="polylab")
     nodes = {

@@ -1,0 +1,1 @@
+"""Few-shot adaptation of a trained run: the shots, the methods, the table of results."""
