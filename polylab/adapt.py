@@ -64,9 +64,7 @@ class Plan:
 
 def main() -> None:
     """Run the command line."""
-    launch(
-        task, config_name="adapt", help_text=lambda: help_text(ADAPT_HELP, groups=ADAPT_GROUPS)
-    )
+    launch(task, config_name="adapt", help_text=lambda: help_text(ADAPT_HELP, groups=ADAPT_GROUPS))
 
 
 def task(cfg: DictConfig) -> None:
@@ -203,15 +201,10 @@ def check_shots(tasks: "list[TaskData]", shots: "Shots", *, seed: int) -> None:
 
 def load(cfg: DictConfig, run_config: DictConfig) -> "tuple[PolyModel, Backbone]":
     """Load the run's backbone with its adapter; to train all weights, in float32."""
-    from polylab.backbones import Backbone
-
     if cfg.adapt.method == "full":
         with open_dict(run_config):
             run_config.backbone.dtype = "float32"
-    model, tokenizer = load_run(Path(cfg.run), run_config, trust_code=cfg.trust_code)
-    is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    base: Any = model.get_base_model()
-    return model, Backbone(base, tokenizer, is_encoder_decoder, run_config.backbone.name_or_path)
+    return load_run(Path(cfg.run), run_config, trust_code=cfg.trust_code)
 
 
 def check_plan(cfg: DictConfig, plan: Plan) -> None:
@@ -223,11 +216,17 @@ def check_plan(cfg: DictConfig, plan: Plan) -> None:
     trainer = build_trainer(cfg, callbacks=[], logger=None, folder=job_folder())
     if trainer.world_size > 1:
         raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices} makes {trainer.world_size} ranks · an "
-            "adaptation runs on one device · start a command per device, each with adapt.tasks=[...]"
+            f"trainer.devices={cfg.trainer.devices} makes {trainer.world_size} ranks · this "
+            "command runs on one device · start one per device, each with adapt.tasks=[...]"
         )
     from polylab.adaptation.methods import attached
+    from polylab.training.evaluation import TEXT_METRICS
 
+    monitor, valid = cfg.adapt.monitor, ("loss", *TEXT_METRICS)
+    if monitor not in valid:
+        raise ConfigError(
+            f"adapt.monitor={monitor} is not known{hint(monitor, valid)} · valid: {listing(valid)}"
+        )
     first = plan.tasks[0]
     with user_mistakes(), attached(plan.model, **attachment(cfg, first.name)):
         data = build_unit_data(cfg, plan, first, seed=plan.seeds[0])
@@ -330,7 +329,7 @@ def train_and_test(
         "seed": seed,
     }
     module = build(cfg.module, key="module", parts=parts)
-    callbacks = [KeepBest(cfg.adapt.monitor)] if plan.shots.validation else []
+    callbacks: list[Any] = [KeepBest(cfg.adapt.monitor)] if plan.shots.validation else []
     trainer = build_trainer(cfg, callbacks=callbacks, logger=None, folder=folder)
     trainer.fit(module, datamodule=data)
     trainer.test(module, data, verbose=False)
@@ -376,7 +375,7 @@ def finish(cfg: DictConfig, plan: Plan, results: "Results", *, folder: Path) -> 
         folder / "summary.json",
         {"method": method, "shots": shots, "seeds": plan.seeds, "metrics": summary},
     )
-    title = f"adapt={method}, {shots} shots: median [quartiles] over {len(plan.seeds)} seeds"
+    title = f"adapt={method}, {shots} shots: median and quartiles over {len(plan.seeds)} seeds"
     Console().print(summary_table(summary, title=title))
     means = [f"{metric} {part['mean_of_medians']:.3f}" for metric, part in summary.items()]
     print(f"test, mean over tasks of the medians: {' · '.join(means)} · {folder}", flush=True)

@@ -18,7 +18,7 @@ CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 # commands that have a configuration of their own, and the groups that only theirs use
-COMMANDS = ["evaluate", "export", "train"]
+COMMANDS = ["adapt", "evaluate", "export", "train"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 49
+    assert len(OPTIONS) == 56
     assert len(RECIPES) == 11
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))
@@ -72,7 +72,18 @@ def test_no_file_is_overlooked() -> None:
     assert not (CONF / "experiment").exists()  # a recipe there would be merged silently
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.parent.name == "adapt"], ids=str)
+def test_every_method(option: Path) -> None:
+    cfg = compose("adapt", [f"adapt={option.stem}", "run=RUN_DIR"])
+    assert cfg.adapt.method == option.stem
+    optim = OmegaConf.to_container(cfg.optim)
+    assert isinstance(optim, dict)
+    from polylab.training import OptimConfig
+
+    OptimConfig(**{str(key): value for key, value in optim.items()})
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.parent.name != "adapt"], ids=str)
 def test_every_option(option: Path) -> None:
     overrides = [f"{option.parent}={option.stem}"]
     if option.parent.name == "data":

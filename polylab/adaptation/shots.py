@@ -64,9 +64,7 @@ def draw_shots(task: TaskData, shots: Shots, *, seed: int) -> TaskData:
 
 def _chosen(task: TaskData, split: str, *, limit: int | None, seed: int) -> list[Example]:
     rows = task.split(split)
-    return [
-        rows[i] for i in choose_examples(len(rows), limit=limit, seed=seed, name=task.name)
-    ]
+    return [rows[i] for i in choose_examples(len(rows), limit=limit, seed=seed, name=task.name)]
 
 
 def _distinct(task: TaskData, *, seed: int) -> Iterator[Example]:

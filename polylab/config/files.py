@@ -83,7 +83,7 @@ def of_run(run: str, key: str) -> Any:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf the `${fresh_folder:PATH}`, `${experiment_name:NAME}` and `${of_run:RUN,KEY}`.
+    """Teach OmegaConf `${fresh_folder:PATH}`, `${experiment_name:NAME}` and `${of_run:RUN,KEY}`.
 
     The folder is cached in the configuration, as Hydra's own `now` is: one job asks for it many
     times, and the jobs of a sweep inherit the cache of the sweep.

@@ -1,0 +1,237 @@
+"""Few-shot adaptation of a finished run, by the command."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+import polylab
+from polylab import PolyModel
+from polylab.adaptation.methods import METHODS, attached
+from polylab.adaptation.shots import Shots, draw_shots
+from polylab.data import Example, TaskData
+
+FAST = ["trainer.max_steps=3", "logger=none", "callbacks=none", "optim.lr=0.3", "optim.router_lr=1"]
+QUICK = [
+    *("trainer=cpu", "adapt.steps=3", "adapt.validate_every=2", "adapt.shots=6"),
+    *("adapt.validation_rows=4", "adapt.seeds=[0,5]", "data.test_examples_per_task=3"),
+    *("data.eval_examples_per_task=3", "module.max_new_tokens=3"),
+]
+KILLED = """
+import os, signal
+from polylab.adaptation.table import Results
+add = Results.add
+
+def counted(self, *args, **kwargs):
+    add(self, *args, **kwargs)
+    if len(self.rows) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Results.add = counted
+from polylab.adapt import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Any]
+) -> Callable[..., Path]:
+    """Folders of tiny finished runs, by their adapter."""
+    folders: dict[str, Path] = {}
+
+    def run(adapter: str = "poly") -> Path:
+        if adapter not in folders:
+            cwd = tmp_path_factory.mktemp(adapter)
+            done = run_here(*small, *FAST, f"adapter={adapter}", cwd=cwd)
+            assert done.code == 0, done.err
+            folders[adapter] = done.folder
+        return folders[adapter]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def new_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of 60 and 40 rows."""
+    folder = tmp_path_factory.mktemp("new")
+    for name, n in {"double": 60, "last": 40}.items():
+        rows = [{"input": f"{name} {i}", "target": str(2 * i)} for i in range(n)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def adapt(run_here: Callable[..., Any], new_tasks: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs the command in this process; its folder is `tmp_path/out` unless said otherwise."""
+
+    def run(folder: Path, *arguments: str, out: str = "out") -> Any:
+        data = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10"]
+        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *data, *QUICK, *arguments]
+        return run_here(*given, cwd=tmp_path, command="adapt")
+
+    return run
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(
+    trained: Callable[..., Path], adapt: Callable[..., Any], tmp_path: Path, method: str
+) -> None:
+    folder = trained("lora" if method == "shared" else "poly")
+    done = adapt(folder, f"adapt={method}")
+    assert done.code == 0, done.err
+    rows = _rows(tmp_path / "out")
+    units = [(row["task"], row["seed"]) for row in rows]
+    assert units == [("double", "0"), ("double", "5"), ("last", "0"), ("last", "5")]
+    assert {row["method"] for row in rows} == {method}
+    assert {row["shots"] for row in rows} == {"6"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    losses = sorted(float(row["loss"]) for row in rows[:2])
+    assert summary["metrics"]["loss"]["tasks"]["double"]["median"] == pytest.approx(sum(losses) / 2)
+
+
+def test_the_numbers_that_train(
+    trained: Callable[..., Path], adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = polylab.load(trained())
+    skills = sum(p.numel() for n, p in run.model.named_parameters() if "poly_lora" in n)
+    layers = sum(n.endswith("poly_router.default.logits") or "poly_router" in n
+                 for n, _ in run.model.named_parameters())  # fmt: skip
+    counts = {}
+    for method in ("poly", "z", "mu", "lora"):
+        assert adapt(trained(), f"adapt={method}", "adapt.seeds=[0]", out=method).code == 0
+        (counts[method],) = {int(row["parameters"]) for row in _rows(tmp_path / method)}
+    assert counts["z"] == 3 * layers  # a row of 3 skills in every layer
+    assert counts["poly"] == skills + counts["z"]
+    assert counts["mu"] == counts["lora"] == skills // 3
+
+
+def test_a_row_does_not_depend_on_what_else_is_adapted(
+    trained: Callable[..., Path], adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert adapt(trained(), "adapt=poly").code == 0
+    assert (
+        adapt(trained(), "adapt=poly", "adapt.tasks=[last]", "adapt.seeds=[5]", out="one").code == 0
+    )
+    assert _rows(tmp_path / "one") == _rows(tmp_path / "out")[3:]
+
+
+def test_a_killed_command_goes_on(
+    trained: Callable[..., Path], adapt: Callable[..., Any], new_tasks: Path, tmp_path: Path
+) -> None:
+    assert adapt(trained(), "adapt=z", out="whole").code == 0
+    given = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10", *QUICK]
+    given += [f"run={trained()}", f"hydra.run.dir={tmp_path / 'out'}", "adapt=z"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *given], cwd=tmp_path, capture_output=True, timeout=240
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(_rows(tmp_path / "out")) == 3
+    done = adapt(trained(), "adapt=z")
+    assert done.code == 0, done.err
+    assert "3 of 4 are there already" in done.out
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
+    done = adapt(trained(), "adapt=z", "adapt.steps=2")
+    assert done.code == 1
+    assert "has results of adapt.steps=3" in done.err
+
+
+def test_old_tasks_answer_as_before(
+    trained: Callable[..., Path], adapt: Callable[..., Any], t5_folder: Path, tmp_path: Path
+) -> None:
+    done = adapt(trained(), "adapt=z", "adapt.save=true", "adapt.seeds=[0]", "optim.router_lr=1")
+    assert done.code == 0, done.err
+    place = tmp_path / "out" / "adapters" / "double" / "seed_0"
+    names = json.loads((place / "tasks.json").read_text())
+    assert [*names] == ["copy", "first", "upper", "double"]
+
+    def logits(folder: Path, task: int) -> torch.Tensor:
+        base = AutoModelForSeq2SeqLM.from_pretrained(t5_folder)
+        model = PolyModel.from_pretrained(base, folder).eval()
+        ids = torch.arange(3, 23).view(4, 5)
+        with torch.no_grad():
+            return model(input_ids=ids, labels=ids, task_ids=torch.full((4,), task)).logits
+
+    for task in range(3):
+        assert torch.equal(logits(place, task), logits(trained() / "adapter", task))
+    assert not torch.equal(logits(place, 3), logits(place, 2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> None:
+    run = polylab.load(trained("lora" if method == "shared" else "poly"))
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    with attached(run.model, method, task="new"):
+        trainable = [p for p in run.model.parameters() if p.requires_grad]
+        assert trainable
+        with torch.no_grad():
+            for parameter in trainable:
+                parameter.add_(1)
+    after = run.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(p.grad is not None for p in run.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("adapter", "arguments", "says"),
+    [
+        ("poly", ["adapt=shared"], "no adapter that all tasks share"),
+        ("lora", ["adapt=z"], "has no row of a task's own"),
+        ("private", ["adapt=poly"], "whose skills no router mixes"),
+        ("poly", ["adapt.shots=500"], "adapt.shots=500: task 'double' has too few"),
+        ("poly", ["adapt.tasks=[doubel]"], "did you mean double?"),
+        ("poly", ["adapt.seeds=[1,1]"], "adapt.seeds=[1, 1]"),
+        ("poly", ["adapt=polly"], "adapt=polly"),
+        ("poly", ["adapt.monitor=f2"], "adapt.monitor=f2"),
+    ],
+)
+def test_mistakes(
+    trained: Callable[..., Path],
+    adapt: Callable[..., Any],
+    tmp_path: Path,
+    adapter: str,
+    arguments: list[str],
+    says: str,
+) -> None:
+    done = adapt(trained(adapter), *arguments)
+    assert done.code == 1
+    assert says in done.err
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_shots_are_apart_from_what_is_held_out() -> None:
+    task = TaskData(
+        "t",
+        [Example(f"x {i % 50}", str(i)) for i in range(80)],
+        [Example(f"x {i}", "v") for i in range(5)],
+        [Example(f"x {i}", "t") for i in range(5, 12)],
+    )
+    shots = Shots(train=9, validation=4, max_validation=3, max_test=6, eval_seed=0)
+    drawn = [draw_shots(task, shots, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0].train != drawn[2].train
+    assert (drawn[0].validation, drawn[0].test) == (drawn[2].validation, drawn[2].test)
+    for found in drawn:
+        texts = [example.input for example in found.train]
+        assert len({*texts}) == 9
+        assert not {*texts} & {f"x {i}" for i in range(12)}
+        assert [len(found.validation), len(found.test)] == [3, 6]
+    own = TaskData("t", task.train, (), task.test)
+    found = draw_shots(own, shots, seed=0)
+    assert len(found.validation) == 4
+    assert not {e.input for e in found.validation} & {e.input for e in found.train}
+    assert found.train == draw_shots(own, Shots(**{**vars(shots), "validation": 9}), seed=0).train
