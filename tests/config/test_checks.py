@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from polylab import PolyConfig
+from polylab.adaptation.methods import METHODS
 from polylab.backbones import loading, quantization
 from polylab.callbacks import Recovery, RoutingStatistics, SkillFigures, SkillTable
 from polylab.config.checks import CHOICES, RULES, check_config
@@ -95,6 +96,8 @@ def test_choices_are_those_of_what_is_built() -> None:
         "optim.schedule": SCHEDULES,
         "optim.router": ROUTERS,
         "callbacks.checkpoint.mode": ("max", "min"),
+        "adapt.method": METHODS,
+        "adapt.select": ("best", "last"),
     }
     adapter = {**config_checks._CHOICES, **config_checks._OPEN_CHOICES}
     assert {**built, **{f"adapter.{name}": valid for name, valid in adapter.items()}} == CHOICES
