@@ -59,6 +59,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     _check_nodes(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     optim = build_optim(cfg)
+    know_tasks_of(cfg)
     source = read_tasks(cfg)  # before the backbone, which may take minutes
     backbone = build_backbone(cfg)
     _check_kind(cfg, backbone)
@@ -124,6 +125,28 @@ def _attach_head(
     with open_dict(cfg.adapter):
         saved = cfg.adapter.get("modules_to_save") or []
         cfg.adapter.modules_to_save = [*(name for name in saved if name != HEAD), HEAD]
+
+
+def know_tasks_of(cfg: DictConfig) -> None:
+    """Let the ids of the run that `init_from` names come first.
+
+    Raises:
+        ConfigError: If the folder is no finished run's, or of another backbone.
+    """
+    if cfg.init_from is None:
+        return
+    from polylab.runs import read_run, task_names
+
+    with user_mistakes("init_from"):
+        before = read_run(Path(cfg.init_from))
+    old, new = before.backbone.name_or_path, cfg.backbone.name_or_path
+    if old != new:
+        raise ConfigError(
+            f"init_from={cfg.init_from}: its backbone is {old}, and this one {new} · skills belong "
+            "to their backbone · give the same one"
+        )
+    if "known_tasks" in cfg.data:
+        cfg.data.known_tasks = task_names(Path(cfg.init_from))
 
 
 def build_optim(cfg: DictConfig) -> Any:
@@ -233,7 +256,11 @@ def build_model(cfg: DictConfig, backbone: "Backbone", *, task_names: list[str])
     with user_mistakes("adapter"):
         check_arguments(PolyConfig, cfg.adapter, key="adapter")
         config = PolyConfig(**_plain(cfg.adapter), n_tasks=len(task_names), task_names=task_names)
-        return get_peft_model(backbone.model, config)
+        if cfg.init_from is None:
+            return get_peft_model(backbone.model, config)
+        from polylab.warm_start import warm_started
+
+        return warm_started(backbone.model, config, Path(cfg.init_from))
 
 
 def build_callbacks(cfg: DictConfig, parts: Mapping[str, Any]) -> "list[Callback]":

@@ -160,8 +160,9 @@ def _steps(cfg: DictConfig) -> Iterator[str]:
 
 
 def _paths(cfg: DictConfig) -> Iterator[str]:
-    if cfg.get("init_from") is not None:
-        yield f"init_from={cfg.init_from}: a warm start is not implemented yet · leave it out"
+    folder = cfg.get("init_from")
+    if folder is not None and not (Path(folder) / "adapter").is_dir():
+        yield f"init_from={folder}: there is no adapter/ in it · give RUN_DIR of a finished run"
     path = cfg.get("ckpt_path")
     if path is not None and not Path(path).is_file():
         yield f"ckpt_path={path}: there is no such file · give RUN_DIR/checkpoints/last.ckpt"
