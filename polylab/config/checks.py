@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "data.max_examples_per_task": _COUNT,
     "module.max_new_tokens": _COUNT,
     "module.num_beams": _COUNT,
+    "module.generate_every_n_validations": _NOT_NEGATIVE,
     "trainer.max_steps": _STEPS,
     "trainer.accumulate_grad_batches": _COUNT,
     "callbacks.routing.max_layers": _NOT_NEGATIVE,
@@ -110,7 +111,7 @@ def check_config(cfg: DictConfig) -> None:
         ConfigError: Each problem as `KEY=VALUE ...`.
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
-    problems = problems or [*_steps(cfg)]  # which only make sense of valid numbers
+    problems = problems or [*_steps(cfg), *_monitor(cfg)]  # which only make sense of valid numbers
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -157,6 +158,18 @@ def _steps(cfg: DictConfig) -> Iterator[str]:
         yield f"optim.warmup={warmup} exceeds the {total} steps of the run · lower it"
     if anneal and not anneal <= (steps or -1):
         yield f"optim.anneal_steps={anneal} exceeds trainer.max_steps={steps} · lower it"
+
+
+def _monitor(cfg: DictConfig) -> Iterator[str]:
+    """What the best weights are chosen by must be known in training."""
+    keys = ("module.generate_every_n_validations", "callbacks.checkpoint.monitor")
+    every, monitor = (OmegaConf.select(cfg, key) for key in keys)
+    if every == 0 and monitor not in (None, "val/loss"):
+        yield (
+            f"callbacks.checkpoint.monitor={monitor} with module.generate_every_n_validations=0: "
+            "nothing is generated before the last step · set callbacks.checkpoint.monitor=val/loss "
+            "and callbacks.checkpoint.mode=min, or generate every few validations"
+        )
 
 
 def _paths(cfg: DictConfig) -> Iterator[str]:

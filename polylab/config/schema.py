@@ -192,6 +192,7 @@ class ModuleSchema:
     num_beams: int = 1
     max_logged_tasks: int = 64
     predictions_per_task: int | None = 16
+    generate_every_n_validations: int = 1
 
 
 @dataclass

@@ -173,15 +173,13 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_last_batch and trainer.global_step != self._saved_step:
             self._save_last(trainer)
 
-    def on_validation_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-    ) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `best.ckpt` first: killed between the two, the resumed run writes it again."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        score = self._score(trainer)
+        # a validation without answers leaves the metrics of an earlier one
+        is_new = self.monitor == "val/loss" or getattr(pl_module, "generates", True)
+        score = self._score(trainer) if is_new else math.nan
         best = self.best_score
         if not math.isnan(score) and (best is None or self._sign * (score - best) > 0):
             self.best_score = score

@@ -98,23 +98,28 @@ class SplitEvaluation(nn.Module):
                 ),
             )
 
-    def finish(self) -> tuple[dict[str, Any], list[Prediction]]:
-        """The split's result in the form of metrics.json, and its predictions ordered by task."""
-        means = {name: self._mean(name).compute() for name in self._means}
+    def finish(self, *, answered: bool = True) -> tuple[dict[str, Any], list[Prediction]]:
+        """The split's result in the form of metrics.json, and its predictions ordered by task.
+
+        Args:
+            answered: Whether there were texts, on any rank; else the result has losses only.
+        """
+        metrics = [*self._metrics] if answered else []
+        means = {name: self._mean(name).compute() for name in ("loss", *metrics)}
         by_task = {name: mean.by_task(self._task_names) for name, mean in means.items()}
         result = {
             "loss": means["loss"].micro(),
-            "macro": {name: means[name].macro() for name in self._metrics},
-            "micro": {name: means[name].micro() for name in self._metrics},
+            "macro": {name: means[name].macro() for name in metrics},
+            "micro": {name: means[name].micro() for name in metrics},
             "tasks": {
                 task: {name: values[task] for name, values in by_task.items() if task in values}
                 for task in self._task_names
                 if any(task in values for values in by_task.values())
             },
         }
-        if self._categories:
+        if self._categories and answered:
             result["categories"] = self._by_category(by_task)
-        if self._intervals:
+        if self._intervals and answered:
             result["intervals"] = bootstrap_intervals(self._gather_scores())
         predictions = self._gather()
         self._start_anew()

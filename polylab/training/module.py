@@ -70,6 +70,7 @@ class PolyModule(LightningModule):
         max_logged_tasks: int = 64,
         predictions_per_task: int | None = 16,
         categories: Mapping[str, Sequence[str]] | None = None,
+        generate_every_n_validations: int = 1,
     ) -> None:
         """Wrap `model`.
 
@@ -86,6 +87,9 @@ class PolyModule(LightningModule):
             predictions_per_task: How many to keep of each task and split; all if None.
             categories: Of tasks; means over the tasks of one are logged as
                 `val/category/NAME/METRIC`.
+            generate_every_n_validations: Of training; the others only take the loss, which is much
+                cheaper. The one at the last step and those outside training always generate. With
+                0 no other does.
 
         Raises:
             ValueError: If a bound is below its least value, or two tasks share a name.
@@ -103,6 +107,7 @@ class PolyModule(LightningModule):
                 "seed": seed,
                 "max_logged_tasks": max_logged_tasks,
                 "predictions_per_task": predictions_per_task,
+                "generate_every_n_validations": generate_every_n_validations,
             },
             logger=False,
         )
@@ -112,6 +117,8 @@ class PolyModule(LightningModule):
         self.results: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, list[Prediction]] = {}
         self.journal: Journal | None = None
+        self.generates = True  # in the present validation
+        self._generate_every, self._validations = generate_every_n_validations, 0
         self._evaluations = nn.ModuleDict(
             {
                 split: SplitEvaluation(
@@ -262,6 +269,16 @@ class PolyModule(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "test", batch_idx)
 
+    def on_validation_epoch_start(self) -> None:
+        """Decide whether this validation generates."""
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            self.generates = True
+            return
+        self._validations += 1
+        every = self._generate_every
+        is_due = every > 0 and self._validations % every == 0
+        self.generates = is_due or self.trainer.global_step == self.trainer.max_steps
+
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
 
@@ -269,6 +286,11 @@ class PolyModule(LightningModule):
         self._finish("test")
 
     def _evaluate(self, batch: dict[str, Any], split: str, index: int) -> None:
+        if split == "val" and not self.generates:
+            found = self._example_losses(batch)
+            ids = batch["task_ids"]
+            self._evaluation(split).add_losses(ids, found.losses, found.tokens)
+            return
         answers = None if self.journal is None else self.journal.find(index)
         if answers is None:
             losses = self._example_losses(batch)
@@ -282,7 +304,8 @@ class PolyModule(LightningModule):
         evaluation.add_texts(ids, batch["inputs"], texts, batch["references"], numbers)
 
     def _finish(self, split: str) -> None:
-        result, predictions = self._evaluation(split).finish()
+        answered = split == "test" or self.generates
+        result, predictions = self._evaluation(split).finish(answered=answered)
         if self.trainer.sanity_checking:
             return
         self.results[split], self.predictions[split] = result, predictions
@@ -314,6 +337,7 @@ class PolyModule(LightningModule):
         checkpoint[STATE_KEY] = {
             "rng": gather_objects(self._rng.state_dict()),
             "losses": self._losses.state_dict(self._sum_over_ranks),
+            "validations": self._validations,
             "uniform_share": self.model.peft_config[self.model.active_adapter].uniform_share,
         }
 
@@ -331,6 +355,7 @@ class PolyModule(LightningModule):
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         check_router_steps(saved["optim"]["router"], self.optim)
+        self._validations = checkpoint[STATE_KEY].get("validations", 0)  # older files have none
         rank, state = self.global_rank, checkpoint[STATE_KEY]
         self._losses.load_state_dict(state["losses"], keep_pending=rank == 0)
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own

@@ -157,3 +157,13 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert [p.split(" ")[0].strip(":") for p in problems] == [
         "data.path", "adapter.r=-3", "init_from=old", f"ckpt_path={tmp_path / 'x.ckpt'}",
     ]  # fmt: skip
+
+
+def test_the_best_weights_are_chosen_by_what_is_known_in_training() -> None:
+    given = {"module": {"generate_every_n_validations": 0}}
+    monitor = {"callbacks": {"checkpoint": {"monitor": "val/exact_match", "mode": "max"}}}
+    with pytest.raises(ConfigError, match=r"monitor=val/exact_match with .*validations=0"):
+        check_config(OmegaConf.create({**FINE, **given, **monitor}))
+    monitor["callbacks"]["checkpoint"]["monitor"] = "val/loss"
+    check_config(OmegaConf.create({**FINE, **given, **monitor}))
+    check_config(OmegaConf.create({**FINE, **given}))
