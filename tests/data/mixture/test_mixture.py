@@ -147,7 +147,7 @@ def test_size_scales(collection: TaskCollection) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tasks": "test"}, r"tasks='test' is no set of the mixture: use train or held_out"),
+        ({"tasks": "test"}, r"tasks='test' is no set of the mixture: use train, held_out or judge"),
         ({"size": -0.5}, r"size=-0.5 must be positive"),
         ({"n_validation": 0}, r"n_validation=0 must be positive"),
         ({"n_test": -3}, r"n_test=-3 must be positive"),
