@@ -97,6 +97,26 @@ def run_here() -> Callable[..., Done]:
     return run
 
 
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Done]
+) -> Callable[..., Path]:
+    """Folders of tiny finished runs, by their adapter and other overrides."""
+    folders: dict[tuple[str, ...], Path] = {}
+    fast = ["trainer.max_steps=3", "logger=none", "callbacks=none", "optim.lr=0.3"]
+
+    def run(adapter: str = "poly", *overrides: str) -> Path:
+        key = (adapter, *overrides)
+        if key not in folders:
+            given = [*small, *fast, "optim.router_lr=1", f"adapter={adapter}", *overrides]
+            done = run_here(*given, cwd=tmp_path_factory.mktemp(adapter))
+            assert done.code == 0, done.err
+            folders[key] = done.folder
+        return folders[key]
+
+    return run
+
+
 class _restored:
     """Undoes what a command changes in its process."""
 

@@ -19,7 +19,6 @@ from polylab.adaptation.methods import METHODS, attached
 from polylab.adaptation.shots import Shots, draw_shots
 from polylab.data import Example, TaskData
 
-FAST = ["trainer.max_steps=3", "logger=none", "callbacks=none", "optim.lr=0.3", "optim.router_lr=1"]
 QUICK = [
     *("trainer=cpu", "adapt.steps=3", "adapt.validate_every=2", "adapt.shots=6"),
     *("adapt.validation_rows=4", "adapt.seeds=[0,5]", "data.test_examples_per_task=3"),
@@ -39,24 +38,6 @@ Results.add = counted
 from polylab.adapt import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Any]
-) -> Callable[..., Path]:
-    """Folders of tiny finished runs, by their adapter."""
-    folders: dict[str, Path] = {}
-
-    def run(adapter: str = "poly") -> Path:
-        if adapter not in folders:
-            cwd = tmp_path_factory.mktemp(adapter)
-            done = run_here(*small, *FAST, f"adapter={adapter}", cwd=cwd)
-            assert done.code == 0, done.err
-            folders[adapter] = done.folder
-        return folders[adapter]
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,6 @@ import torch
 import polylab
 from polylab.training.journal import Answers, Journal
 
-FAST = ["trainer.max_steps=3", "logger=none", "callbacks=none", "optim.lr=0.3", "optim.router_lr=1"]
-
 KILLED = """
 import os, signal
 from polylab.training.journal import Journal
@@ -32,22 +30,10 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Any]
-) -> Callable[..., Path]:
-    """Folders of tiny finished runs, by their adapter."""
-    folders: dict[str, Path] = {}
-
-    def run(adapter: str = "poly") -> Path:
-        if adapter not in folders:
-            cwd = tmp_path_factory.mktemp(adapter)
-            done = run_here(*small, *FAST, f"adapter={adapter}", "data.prompt=name", cwd=cwd)
-            assert done.code == 0, done.err
-            folders[adapter] = done.folder
-        return folders[adapter]
-
-    return run
+@pytest.fixture(scope="session")
+def named(trained: Callable[..., Path]) -> Callable[..., Path]:
+    """Runs whose inputs carry the name of their task."""
+    return lambda adapter="poly": trained(adapter, "data.prompt=name")
 
 
 @pytest.fixture
@@ -71,9 +57,9 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("adapter", ["poly", "mope"])
 def test_the_numbers_are_those_of_the_run(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, adapter: str
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, adapter: str
 ) -> None:
-    folder = trained(adapter)
+    folder = named(adapter)
     wanted = _metrics(folder)
     assert evaluate(folder).code == 0
     found = _metrics(tmp_path / "out")
@@ -93,9 +79,9 @@ def test_the_numbers_are_those_of_the_run(
 
 
 def test_a_killed_evaluation_goes_on(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder = trained()
+    folder = named()
     assert evaluate(folder, "batch_size=1", out="whole").code == 0
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, f"run={folder}", "batch_size=1", "hydra.run.dir=out"],
@@ -118,9 +104,9 @@ def test_a_killed_evaluation_goes_on(
 
 
 def test_routing_and_tasks(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder = trained()
+    folder = named()
     whole = _metrics(folder)["test"]
     assert evaluate(folder, "routing=top1", "task=[copy,upper]").code == 0
     found = _metrics(tmp_path / "out")["test"]
@@ -147,9 +133,9 @@ def other_data(tmp_path: Path) -> Path:
 
 
 def test_unknown_tasks_are_refused_or_routed_as_said(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, other_data: Path
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, other_data: Path
 ) -> None:
-    given = [trained(), "data=jsonl", f"data.path={other_data}"]
+    given = [named(), "data=jsonl", f"data.path={other_data}"]
     done = evaluate(*given)
     assert done.code == 1
     assert "the run knows no 'copy_all'" in done.err
@@ -162,7 +148,7 @@ def test_unknown_tasks_are_refused_or_routed_as_said(
     done = evaluate(*given, "zero_shot=nearest", out="nearest")
     assert done.code == 1
     assert "no description and no instruction" in done.err
-    given[0] = trained("mope")
+    given[0] = named("mope")
     assert evaluate(*given, "zero_shot=input", out="mope").code == 0
     assert [*_metrics(tmp_path / "mope")["test"]["tasks"]] == ["copy", "copy_all"]
     done = evaluate(*given, "zero_shot=mean", out="mope_mean")
@@ -180,13 +166,13 @@ def test_unknown_tasks_are_refused_or_routed_as_said(
     ],
 )
 def test_mistakes(
-    trained: Callable[..., Path],
+    named: Callable[..., Path],
     evaluate: Callable[..., Any],
     tmp_path: Path,
     arguments: list[str],
     says: str,
 ) -> None:
-    done = evaluate(trained(), *arguments)
+    done = evaluate(named(), *arguments)
     assert done.code == 1
     assert says in done.err
     assert done.err.count("\n") == 1
@@ -194,19 +180,19 @@ def test_mistakes(
 
 
 def test_the_folder_of_another_evaluation(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
     Journal(tmp_path / "out" / "answers.jsonl", about={"run": "another"})
-    done = evaluate(trained())
+    done = evaluate(named())
     assert done.code == 1
     assert "is of another evaluation" in done.err
 
 
-def test_load(trained: Callable[..., Path]) -> None:
-    run = polylab.load(trained())
+def test_load(named: Callable[..., Path]) -> None:
+    run = polylab.load(named())
     assert run.tasks == ["copy", "first", "upper"]
-    assert run.metrics == _metrics(trained())
+    assert run.metrics == _metrics(named())
     assert not run.model.training
     table = run.allocation()
     assert table.shape == (3, 3)
@@ -232,12 +218,12 @@ def test_load(trained: Callable[..., Path]) -> None:
 
 
 def test_the_answers_are_those_of_the_evaluation(
-    trained: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Of the whole input: the run's prompt puts the task's name before it."""
-    assert evaluate(trained(), "task=upper").code == 0
+    assert evaluate(named(), "task=upper").code == 0
     lines = _predictions(tmp_path / "out")
-    run = polylab.load(trained())
+    run = polylab.load(named())
     found = run.generate([line["input"] for line in lines], task="upper")
     assert found == [line["prediction"] for line in lines]
     assert all(line["input"].startswith("upper: ") for line in lines)

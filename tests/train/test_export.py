@@ -16,25 +16,6 @@ from polylab import PolyModel
 from polylab.export import folder_names
 
 TASKS = ["copy", "first", "upper"]
-FAST = ["trainer.max_steps=3", "logger=none", "callbacks=none", "optim.lr=0.3", "optim.router_lr=1"]
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Any]
-) -> Callable[[str], Path]:
-    """Folders of tiny finished runs, by their adapter."""
-    folders: dict[str, Path] = {}
-
-    def run(adapter: str) -> Path:
-        if adapter not in folders:
-            cwd = tmp_path_factory.mktemp(adapter)
-            done = run_here(*small, *FAST, f"adapter={adapter}", cwd=cwd)
-            assert done.code == 0, done.err
-            folders[adapter] = done.folder
-        return folders[adapter]
-
-    return run
 
 
 @pytest.fixture

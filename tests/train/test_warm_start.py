@@ -14,13 +14,9 @@ from polylab import PolyModel
 FAST = ["logger=none", "callbacks=none", "optim.lr=0.3", "optim.router_lr=1"]
 
 
-@pytest.fixture(scope="module")
-def first(
-    tmp_path_factory: pytest.TempPathFactory, small: list[str], run_here: Callable[..., Any]
-) -> Path:
-    done = run_here(*small, *FAST, "trainer.max_steps=3", cwd=tmp_path_factory.mktemp("first"))
-    assert done.code == 0, done.err
-    return done.folder
+@pytest.fixture(scope="session")
+def first(trained: Callable[..., Path]) -> Path:
+    return trained()
 
 
 @pytest.fixture
