@@ -142,6 +142,8 @@ def test_a_limit_is_of_what_is_trained_on(checkout: Callable[..., Path]) -> None
         ({"Definition": []}, "'Definition' is empty"),
         ({"Categories": [3]}, "'Categories' must be a list of strings"),
         ({"Positive Examples": ["x"]}, "an example has no 'input'"),
+        ({"Positive Examples": {"input": "x"}}, "'Positive Examples' must be a list"),
+        ({"Instances": [{"id": ["a"], "input": "x", "output": ["3"]}] * 3}, "share the ids"),
     ],
 )
 def test_broken_tasks(checkout: Callable[..., Path], changes: dict[str, Any], says: str) -> None:

@@ -200,7 +200,7 @@ def _parsed(path: Path, _time: int, _size: int) -> dict[str, Any]:
 
 
 def _check_ids(instances: Sequence[Any], path: Path) -> None:
-    ids = Counter(row["id"] for row in instances if isinstance(row, dict) and "id" in row)
+    ids = Counter(str(row["id"]) for row in instances if isinstance(row, dict) and "id" in row)
     repeated = [id for id, count in ids.items() if count > 1]
     if repeated:
         raise ValueError(f"{path}: instances share the ids {repeated[:3]} · ids must be distinct.")
@@ -259,12 +259,14 @@ def _beginning(content: Mapping[str, Any], prompting: Prompting, path: Path) -> 
     examples = []
     for kind, count in (("Positive", prompting.positive), ("Negative", prompting.negative)):
         found = content.get(f"{kind} Examples") or []
+        if not isinstance(found, list):
+            raise ValueError(f"{path}: '{kind} Examples' must be a list · mend or remove the file.")
         for number, row in enumerate(found[:count], 1):
             lines = [f" {kind} Example {number} -"]
             lines.append(f"Input: {_ended(_first(row, 'input', path))}")
             lines.append(f" Output: {_ended(_first(row, 'output', path))}")
             if prompting.explanations and row.get("explanation"):
-                lines.append(f" Explanation: {_ended(row['explanation'])}")
+                lines.append(f" Explanation: {_ended(_first(row, 'explanation', path))}")
             examples.append("\n".join(lines) + "\n\n")
     definition = f"Definition: {_ended(_definition(content, path))}\n\n"
     return _Beginning(definition, tuple(examples), prompting.max_words)
