@@ -22,6 +22,7 @@ from polylab.config.launch import job_folder, launch
 from polylab.config.outcome import print_table, summary_line
 from polylab.config.suggest import hint, listing
 from polylab.config.targets import build
+from polylab.evaluating.ways import WAYS
 from polylab.parts import (
     ReadTasks,
     build_data,
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
     from polylab import PolyModel
     from polylab.training import PolyModule
 
-SPLITS = {"test": "test", "validation": "val"}
-WAYS = ("mean", "nearest", "input")
+SPLITS = {"test": "test", "validation": "val", "train": "train"}  # and their names in metrics.json
 JOURNAL = "answers.jsonl"
 # How the run's inputs look, which other data take over unless they are told otherwise
 _INPUT_KEYS = ("prompt", "max_input_length", "max_target_length", "keep_input", "separator")
@@ -73,6 +73,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     check_choices(cfg)
     started, folder = time.perf_counter(), job_folder()
+    check_folder(folder)
     config = run_config(cfg)
     known = task_names(Path(cfg.run))
     quiet_libraries()
@@ -96,8 +97,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     module = build(config.module, key="module", parts=parts)
     module.trainer = trainer
     loader = check_answerable(cfg, model, data)
+    keep_answers(cfg, config, module, loader, folder=folder)
     write_config(folder / "config.yaml", config)
-    answer(cfg, module, loader, folder=folder)
+    answer(cfg, module, loader)
     return save(cfg, module, folder=folder, neighbours=neighbours, started=started)
 
 
@@ -120,6 +122,19 @@ def check_choices(cfg: DictConfig) -> None:
             problems.append(f"{key}={cfg[key]} must be at least 1")
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write over a run.
+
+    Raises:
+        ConfigError: If the folder is one.
+    """
+    if (folder / "adapter").exists():
+        raise ConfigError(
+            f"hydra.run.dir={folder} is a run's folder, whose metrics.json would be overwritten · "
+            "give a folder of its own"
+        )
 
 
 def run_config(cfg: DictConfig) -> DictConfig:
@@ -189,12 +204,13 @@ def route_unknown(
     Raises:
         ConfigError: If it says nothing, or what does not fit.
     """
-    from polylab.zero_shot import add_unknown_tasks
+    from polylab.evaluating.zero_shot import add_unknown_tasks
 
     trained = None
     if cfg.zero_shot == "nearest":
         before = read_tasks(read_run(Path(cfg.run)))
-        trained = None if before is None else before()
+        with user_mistakes(f"run={cfg.run}: its data"):
+            trained = None if before is None else before()
     with user_mistakes(""):
         return add_unknown_tasks(
             model,
@@ -221,12 +237,15 @@ def check_answerable(cfg: DictConfig, model: "PolyModel", data: "LightningDataMo
     return loader
 
 
-def answer(cfg: DictConfig, module: "PolyModule", loader: Any, *, folder: Path) -> None:
-    """Have the module answer the batches; what an earlier process answered is not asked again.
+def keep_answers(
+    cfg: DictConfig, config: DictConfig, module: "PolyModule", loader: Any, *, folder: Path
+) -> None:
+    """Have the module write its answers down, and take those that an earlier process wrote down.
 
     Raises:
         ConfigError: If the folder is of another evaluation.
     """
+    from polylab.evaluating.identity import adapter_digest, config_digest, examples_digest
     from polylab.training.journal import Journal
 
     about = {
@@ -235,12 +254,19 @@ def answer(cfg: DictConfig, module: "PolyModule", loader: Any, *, folder: Path) 
         "routing": cfg.routing,
         "zero_shot": cfg.zero_shot,
         "tasks": module.task_names,
-        "batches": [len(batch) for batch in loader.batch_sampler],
+        "batches": len(loader),
+        "config": config_digest(config),
+        "adapter": adapter_digest(Path(cfg.run) / "adapter"),
+        "examples": examples_digest(loader),
     }
     with user_mistakes(f"hydra.run.dir={folder}"):
         module.journal = Journal(folder / JOURNAL, about=about)
     if found := len(module.journal):
         print(f"going on after {found} of {len(loader)} batches", flush=True)
+
+
+def answer(cfg: DictConfig, module: "PolyModule", loader: Any) -> None:
+    """Have the module answer the batches that have no answers yet."""
     with module.model.routing(cfg.routing):
         ask = module.trainer.test if cfg.split == "test" else module.trainer.validate
         ask(module, dataloaders=loader, verbose=False)
@@ -257,18 +283,16 @@ def save(
     """Write the results, say them, and remove the journal."""
     from polylab.training import write_metrics
 
-    key = SPLITS[cfg.split]
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in module.predictions[key]]
+    passed = "test" if cfg.split == "test" else "val"  # what the module calls it
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in module.predictions[passed]]
     write_text(folder / "predictions.jsonl", "".join(lines))
-    path = Path(cfg.run) / "metrics.json"
-    trained = read_json(path) if path.is_file() else {}
+    trained = read_json(Path(cfg.run) / "metrics.json")
     write_metrics(
         folder / "metrics.json",
-        val=module.results.get("val"),
-        test=module.results.get("test"),
-        checkpoint=trained.get("checkpoint", "last"),
+        splits={SPLITS[cfg.split]: module.results[passed]},
+        checkpoint=trained["checkpoint"],
         seconds=round(time.perf_counter() - started, 2),
-        trainable_parameters=trained.get("trainable_parameters", 0),
+        trainable_parameters=trained["trainable_parameters"],
         neighbours=neighbours or None,
     )
     (folder / JOURNAL).unlink()

@@ -36,7 +36,7 @@ class Run:
         folder: Of the run.
         config: Its whole configuration.
         tasks: Names; the index is the id.
-        metrics: Its `metrics.json`; empty where the run did not get so far.
+        metrics: Its `metrics.json`.
         model: The backbone with the adapter, in evaluation mode.
         tokenizer: Of the backbone.
     """
@@ -118,8 +118,7 @@ def load(
     config, names = read_run(place), task_names(place)
     model, backbone = load_run(place, config, trust_code=trust_code)
     model = model.to(device or "cpu").eval()
-    path = place / "metrics.json"
-    metrics = read_json(path) if path.is_file() else {}
+    metrics = read_json(place / "metrics.json")
     return Run(place, config, names, metrics, model, backbone.tokenizer)
 
 
@@ -165,6 +164,11 @@ def read_run(folder: Path) -> DictConfig:
             else "it did not finish"
         )
         raise ConfigError(f"run={folder}: there is no adapter/ in it: {why}")
+    if not (folder / "metrics.json").is_file():
+        raise ConfigError(
+            f"run={folder}: there is no metrics.json in it: it was stopped while it was saved · go "
+            "on with python -m polylab.train ... ckpt_path=RUN_DIR/checkpoints/last.ckpt"
+        )
     return config
 
 

@@ -130,8 +130,7 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
     results = getattr(parts.module, "results", {})
     write_metrics(
         folder / "metrics.json",
-        val=results.get("val") or split_results(values, "val"),
-        test=results.get("test") or split_results(values, "test"),
+        splits={s: results.get(s) or split_results(values, s) for s in ("val", "test")},
         checkpoint="best" if kept == "best" else "last",
         seconds=seconds,
         trainable_parameters=count_trainable(parts.module),

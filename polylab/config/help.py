@@ -115,7 +115,7 @@ Groups (GROUP=OPTION)
 
 Keys
   run                folder of a finished run, runs/EXPERIMENT/DATE_TIME
-  split              test (default) or validation
+  split              test (default), validation or train
   task               only this task, or these: task=[NAME,NAME]
   routing            learned (default), uniform, rounded, top1, shuffled, task:NAME, drop:SKILL,
                      drop:LAYER/SKILL

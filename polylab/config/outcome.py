@@ -17,7 +17,7 @@ def split_results(values: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 def summary_line(metrics: Mapping[str, Any]) -> str:
     """Return one line: the macro metrics, which weights they belong to, and the time."""
-    split = "test" if metrics.get("test") else "val"
+    split = _reported(metrics)
     macro = (metrics.get(split) or {}).get("macro", {})
     scores = [f"{name} {_number(value)}" for name, value in sorted(macro.items())]
     recovery = (metrics.get("recovery") or {}).get("aligned")
@@ -30,12 +30,12 @@ def summary_line(metrics: Mapping[str, Any]) -> str:
 def print_table(metrics: Mapping[str, Any]) -> None:
     """Print a row of metrics for every task, and the macro means last.
 
-    Of the test; of the validation where that is all there is.
+    Of the test; of another split where that is all there is.
     """
     from rich.console import Console
     from rich.table import Table
 
-    split = "test" if metrics.get("test") else "val"
+    split = _reported(metrics)
     found = metrics.get(split) or {}
     tasks, macro = found.get("tasks", {}), found.get("macro", {})
     if not tasks:
@@ -50,6 +50,10 @@ def print_table(metrics: Mapping[str, Any]) -> None:
     overall = {**macro, "loss": found.get("loss")}
     table.add_row("all", *(_number(overall.get(column)) for column in columns))
     Console().print(table)
+
+
+def _reported(metrics: Mapping[str, Any]) -> str:
+    return next((split for split in ("test", "val", "train") if metrics.get(split)), "val")
 
 
 def _number(value: Any) -> str:

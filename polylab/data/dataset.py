@@ -34,7 +34,7 @@ _CHUNK = 1024  # texts per call of the tokenizer
 class EncodedExample:
     """An example as the collator takes it; `row` is its position in the global batch.
 
-    `text` and `references` are empty unless the dataset is one with texts.
+    What follows the ids is empty unless the dataset is one with texts.
     """
 
     task_id: int
@@ -43,6 +43,8 @@ class EncodedExample:
     target_ids: Tokens
     text: str = ""
     references: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    option_ids: tuple[Tokens, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,15 @@ class EncodedExamples(Dataset[EncodedExample]):
         item = EncodedExample(self._task_ids[task], row, *pair)
         if not self._with_texts:
             return item
-        return replace(item, text=self.text(index), references=table[position].references)
+        example = table[position]
+        options = example.options or ()
+        return replace(
+            item,
+            text=self.text(index),
+            references=example.references,
+            options=options,
+            option_ids=(*self._encoder.encode_targets(options),),
+        )
 
 
 class TokenLengths:

@@ -45,8 +45,8 @@ class Journal:
         whole = lines[:-1]  # what follows the last line break was cut off
         if whole and whole[0].decode() != head:
             raise ValueError(
-                f"{path} is of another evaluation: {whole[0].decode()} · this one is {head} · "
-                "give another folder."
+                f"{path} is of another evaluation ({_difference(whole[0], about)}) · give another "
+                "folder, or remove the file."
             )
         for number, line in enumerate(whole[1:], 2):
             try:
@@ -78,3 +78,14 @@ class Journal:
     def _append(self, line: str) -> None:
         with self._path.open("ab") as file:
             file.write(line.encode() + b"\n")
+
+
+def _difference(line: bytes, about: Mapping[str, Any]) -> str:
+    try:
+        other: Any = json.loads(line)
+    except ValueError:
+        other = None
+    if not isinstance(other, dict):
+        return "its first line does not say which"
+    names = sorted(k for k in {*other, *about} if other.get(k) != about.get(k))
+    return f"other {', '.join(names)}"

@@ -21,8 +21,7 @@ def count_trainable(model: nn.Module) -> int:
 def write_metrics(
     path: str | os.PathLike[str],
     *,
-    val: Mapping[str, Any] | None,
-    test: Mapping[str, Any] | None,
+    splits: Mapping[str, Mapping[str, Any] | None],
     checkpoint: str,
     seconds: float,
     trainable_parameters: int,
@@ -33,8 +32,8 @@ def write_metrics(
 
     Args:
         path: Usually `RUN_DIR/metrics.json`.
-        val: `PolyModule.results["val"]`: `{"loss", "macro", "micro", "tasks"}`.
-        test: The same of the test split.
+        splits: `PolyModule.results`, by `val`, `test` (and `train`, of an evaluation):
+            `{"loss", "macro", "micro", "tasks"}`.
         checkpoint: `best` or `last`: which of the run's was tested.
         seconds: Wall time of the run.
         trainable_parameters: See `count_trainable`.
@@ -46,7 +45,7 @@ def write_metrics(
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint} must be best or last.")
-    parts = {"val": val, "test": test, "recovery": recovery, "neighbours": neighbours}
+    parts = {**splits, "recovery": recovery, "neighbours": neighbours}
     content = {name: part for name, part in parts.items() if part is not None} | {
         "checkpoint": checkpoint,
         "seconds": seconds,

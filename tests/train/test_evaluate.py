@@ -1,6 +1,7 @@
 """A finished run evaluated again: the same numbers, other routings, other data; and `load`."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import polylab
 from polylab.training.journal import Answers, Journal
@@ -184,9 +186,94 @@ def test_the_folder_of_another_evaluation(
 ) -> None:
     (tmp_path / "out").mkdir()
     Journal(tmp_path / "out" / "answers.jsonl", about={"run": "another"})
+    (tmp_path / "out" / "config.yaml").write_text("its own\n")
     done = evaluate(named())
     assert done.code == 1
-    assert "is of another evaluation" in done.err
+    assert "is of another evaluation (other adapter, batches, config, examples" in done.err
+    assert (tmp_path / "out" / "config.yaml").read_text() == "its own\n"
+    done = evaluate(named(), out=str(named()))
+    assert (done.code, "is a run's folder" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (["data.path=again"], None),  # the same examples at another place
+        (["data.path=changed"], "examples"),
+        (["data.prompt=none"], "examples"),
+        (["precision=bf16-true"], "config"),
+        (["routing=top1"], "routing"),
+    ],
+)
+def test_a_killed_evaluation_of_something_else_is_not_continued(
+    named: Callable[..., Path],
+    evaluate: Callable[..., Any],
+    tmp_path: Path,
+    other_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: list[str],
+    differs: str | None,
+) -> None:
+    for name in ("again", "changed"):
+        shutil.copytree(other_data, tmp_path / name)
+    path = tmp_path / "changed" / "test" / "copy.jsonl"
+    path.write_text(path.read_text().replace('"target": "1"', '"target": "7"'))
+
+    def killed(*_: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    given = [named(), "data=jsonl", f"data.path={other_data}", "task=copy", "batch_size=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("polylab.evaluate.save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*given)
+    done = evaluate(*given, *change)
+    if differs is None:
+        assert done.code == 0, done.err
+        assert "going on after 3 of 3 batches" in done.out
+    else:
+        assert done.code == 1
+        assert f"is of another evaluation (other {differs})" in done.err
+
+
+def test_the_training_split(
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = named()
+    assert evaluate(folder, "split=train", "examples_per_task=3").code == 0
+    found = _metrics(tmp_path / "out")
+    assert {"val", "test"}.isdisjoint(found)
+    assert len(_predictions(tmp_path / "out")) == 9
+    data = polylab.load(folder).config.data
+    rows = [json.loads(s) for s in (Path(data.path) / "copy.jsonl").read_text().splitlines()]
+    texts = {line["input"].removeprefix("copy: ") for line in _predictions(tmp_path / "out")[:3]}
+    assert texts <= {row["input"] for row in rows}
+
+
+def test_a_run_that_was_killed_while_it_was_saved(
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path
+) -> None:
+    shutil.copytree(named(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    done = evaluate(tmp_path / "run")
+    assert (done.code, "stopped while it was saved" in done.err) == (1, True)
+
+
+def test_the_nearest_task_needs_the_data_of_the_run(
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, other_data: Path
+) -> None:
+    shutil.copytree(named(), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    found = OmegaConf.load(path)
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "some.jsonl").write_text('{"input": "a", "target": "b"}\n')
+    found.data.path = str(tmp_path / "gone")
+    found.data.source.path = str(tmp_path / "gone")
+    OmegaConf.save(found, path)
+    given = [tmp_path / "run", "data=jsonl", f"data.path={other_data}", "zero_shot=nearest"]
+    done = evaluate(*given)
+    assert done.code == 1
+    assert "the run's own data has none of its tasks 'copy', 'first', 'upper' any more" in done.err
 
 
 def test_load(named: Callable[..., Path]) -> None:

@@ -71,7 +71,8 @@ def test_storage_options_are_refused(tmp_path):
 def test_metrics_json_is_strict_json_in_the_documented_form(tmp_path):
     test = {"loss": math.nan, "macro": {"exact_match": 0.5}, "tasks": {"é": {"loss": 1.0}}}
     path = tmp_path / "metrics.json"
-    write_metrics(path, val=None, test=test, checkpoint="best", seconds=1.5, trainable_parameters=7)
+    splits = {"val": None, "test": test}
+    write_metrics(path, splits=splits, checkpoint="best", seconds=1.5, trainable_parameters=7)
     assert "NaN" not in path.read_text()
     assert json.loads(path.read_text("utf-8")) == {
         "test": {"loss": None, "macro": {"exact_match": 0.5}, "tasks": {"é": {"loss": 1.0}}},
@@ -85,8 +86,7 @@ def test_the_checkpoint_named_in_metrics_json_is_one_of_two(tmp_path):
     with pytest.raises(ValueError, match="checkpoint=newest must be best or last"):
         write_metrics(
             tmp_path / "m.json",
-            val={},
-            test={},
+            splits={},
             checkpoint="newest",
             seconds=0.0,
             trainable_parameters=0,

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
     from polylab import PolyModel
 
-__all__ = ["WAYS", "add_unknown_tasks", "embed"]
-
-WAYS = ("mean", "nearest", "input")
+__all__ = ["add_unknown_tasks", "embed"]
 
 
 def add_unknown_tasks(
@@ -40,7 +38,7 @@ def add_unknown_tasks(
         known: The trained tasks, by id.
         tasks: To be evaluated.
         trained: The trained tasks with their descriptions, for `nearest`.
-        way: One of `WAYS`; None refuses unknown tasks.
+        way: One of `ways.WAYS`; None refuses unknown tasks.
 
     Returns:
         For `nearest` the neighbour of each new task.
@@ -67,7 +65,6 @@ def add_unknown_tasks(
     if way == "mean":
         model.add_tasks(new, like="mean")
         return {}
-    assert trained is not None
     neighbours = _nearest(model, tokenizer, known=known, tasks=tasks, trained=trained, new=new)
     for name in new:
         model.add_tasks([name], like=neighbours[name])
@@ -80,10 +77,17 @@ def _nearest(
     *,
     known: Sequence[str],
     tasks: TaskCollection,
-    trained: TaskCollection,
+    trained: TaskCollection | None,
     new: Sequence[str],
 ) -> dict[str, str]:
-    old = [task for task in trained.tasks if task.name in set(known)]
+    before = [] if trained is None else trained.tasks
+    old = [task for task in before if task.name in set(known)]
+    if not old:
+        raise ValueError(
+            f"zero_shot=nearest: the run's own data has none of its tasks {quote(known, 8)} any "
+            "more, and with them went their descriptions · bring the data back to where the run's "
+            "config.yaml says, or give zero_shot=mean."
+        )
     unknown = [task for task in tasks.tasks if task.name in set(new)]
     texts = [describe(task) for task in [*old, *unknown]]
     missing = [t.name for t, text in zip([*old, *unknown], texts, strict=True) if not text]

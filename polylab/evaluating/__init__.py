@@ -1,0 +1,1 @@
+"""What `python -m polylab.evaluate` needs beside its command line."""

@@ -1,0 +1,3 @@
+"""How tasks can be routed that a run does not know."""
+
+WAYS = ("mean", "nearest", "input")
