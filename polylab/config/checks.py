@@ -90,6 +90,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "adapter.noise_per": ("example", "task"),
     "adapter.noise_source": ("global", "keyed"),
     "adapter.router_input": ("layer", "embeddings"),
+    "module.rank_options": ("mean", "sum"),
     "adapter.router_level": ("sequence", "token"),
     "adapter.gating": ("softmax", "sigmoid"),
     "data.prompt": ("none", "name", "instruction"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ class Collator:
     """Pads a batch and tags each row with its task.
 
     Always: `input_ids`, `attention_mask`, `labels` (-100 where nothing is predicted), `task_ids`
-    and `rows`. Evaluation batches also hold the texts, `inputs` and `references`, and for a
-    decoder-only model `prompt_ids` and `prompt_attention_mask`, padded on the left to generate.
+    and `rows`. Evaluation batches also hold the texts, `inputs` and `references`, for a
+    decoder-only model `prompt_ids` and `prompt_attention_mask`, padded on the left to generate, and
+    if some examples have options `ranked`: a row for each option, with the `texts` that have these
+    token ids, their example's position in the batch, `rows`, and what replaces the batch's own
+    `labels` (and of a decoder-only model `input_ids` and `attention_mask`).
 
     Args:
         pad_id: Fills `input_ids`.
@@ -64,14 +68,30 @@ class Collator:
         if self._evaluation:
             batch["inputs"] = [item.text for item in items]
             batch["references"] = [list(item.references) for item in items]
+            if self._label_sets is None and any(item.options for item in items):
+                batch["ranked"] = self._ranked(items, joined=joined)
         return batch
+
+    def _ranked(self, items: Sequence[EncodedExample], *, joined: bool) -> dict[str, Any]:
+        rows, texts, asked = [], [], []
+        for row, item in enumerate(items):
+            same: dict[bytes, list[str]] = {}  # options that the token budget makes equal
+            for text, ids in zip(item.options, item.option_ids, strict=True):
+                if ids.tobytes() not in same:
+                    rows.append(row)
+                    asked.append(replace(item, target_ids=ids))
+                    texts.append(same.setdefault(ids.tobytes(), []))
+                same[ids.tobytes()].append(text)
+        ranked = self._causal(asked) if joined else {"labels": _labels(asked)}
+        kept = {k: v for k, v in ranked.items() if not k.startswith("prompt_")}
+        return {**kept, "rows": torch.tensor(rows), "texts": texts}
 
     def _seq2seq(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
         inputs = [item.input_ids for item in items]
         return {
             "input_ids": pad(inputs, self._pad_id),
             "attention_mask": pad([np.ones_like(ids) for ids in inputs], 0),
-            "labels": pad([item.target_ids for item in items], IGNORED),
+            "labels": _labels(items),
         }
 
     def _causal(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
@@ -92,6 +112,10 @@ class Collator:
                 [np.ones_like(ids) for ids in prompts], 0, left=True
             )
         return batch
+
+
+def _labels(items: Sequence[EncodedExample]) -> Int64[Tensor, "batch seq"]:
+    return pad([item.target_ids for item in items], IGNORED)
 
 
 def pad(

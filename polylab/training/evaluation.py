@@ -13,19 +13,25 @@ from torch import Tensor, nn
 from polylab.training.distributed import gather_objects
 from polylab.training.intervals import bootstrap_intervals
 from polylab.training.metrics import PerTaskMean, exact_match, rouge_l, token_f1
+from polylab.training.ranking import Choices, is_right
 
 Metrics = Mapping[str, Callable[[str, Iterable[str]], float]]
 TEXT_METRICS: Metrics = {"exact_match": exact_match, "rouge_l": rouge_l, "token_f1": token_f1}
 CLASS_METRICS: Metrics = {"accuracy": exact_match, "exact_match": exact_match}
+RANKED = "rank_accuracy"  # of the examples that have options
 
 
-class Prediction(TypedDict):
-    """A line of `predictions.jsonl`."""
-
+class _Answer(TypedDict):
     task: str
     input: str
     prediction: str
     references: list[str]
+
+
+class Prediction(_Answer, total=False):
+    """A line of `predictions.jsonl`; with the scores of its options if the example has some."""
+
+    options: Choices
 
 
 class SplitEvaluation(nn.Module):
@@ -52,7 +58,7 @@ class SplitEvaluation(nn.Module):
         super().__init__()
         self._metrics = metrics
         self._means = nn.ModuleDict(
-            {name: PerTaskMean(len(task_names)) for name in ("loss", *metrics)}
+            {name: PerTaskMean(len(task_names)) for name in ("loss", *metrics, RANKED)}
         )
         self._task_names = list(task_names)
         self._limit = predictions_per_task
@@ -77,26 +83,33 @@ class SplitEvaluation(nn.Module):
         predictions: Sequence[str],
         references: Sequence[Sequence[str]],
         numbers: Sequence[int],
+        choices: Sequence[Choices],
     ) -> None:
         """Score answers; `numbers` are those of the examples in the split."""
+        device = task_ids.device
         pairs = list(zip(predictions, references, strict=True))
         found = {name: [score(*pair) for pair in pairs] for name, score in self._metrics.items()}
         for name, scores in found.items():
-            self._mean(name).update(task_ids, torch.tensor(scores, device=task_ids.device))
+            self._mean(name).update(task_ids, torch.tensor(scores, device=device))
+        own = [{name: scores[i] for name, scores in found.items()} for i in range(len(pairs))]
+        ranked = [i for i, options in enumerate(choices) if options]
+        for i in ranked:
+            own[i][RANKED] = is_right(choices[i], references[i])
+        values = torch.tensor([own[i][RANKED] for i in ranked], device=device)
+        self._mean(RANKED).update(task_ids[ranked], values)
         if self._intervals:
-            for i, (number, task) in enumerate(zip(numbers, task_ids.tolist(), strict=True)):
-                self._scores.append((number, task, {name: own[i] for name, own in found.items()}))
-        rows = zip(task_ids.tolist(), inputs, predictions, references, strict=True)
-        for task, text, prediction, valid in rows:
-            self._keep(
-                task,
-                Prediction(
-                    task=self._task_names[task],
-                    input=text,
-                    prediction=prediction,
-                    references=list(valid),
-                ),
+            self._scores.extend(zip(numbers, task_ids.tolist(), own, strict=True))
+        rows = zip(task_ids.tolist(), inputs, predictions, references, choices, strict=True)
+        for task, text, prediction, valid, options in rows:
+            line = Prediction(
+                task=self._task_names[task],
+                input=text,
+                prediction=prediction,
+                references=list(valid),
             )
+            if options:
+                line["options"] = options
+            self._keep(task, line)
 
     def finish(self, *, answered: bool = True) -> tuple[dict[str, Any], list[Prediction]]:
         """The split's result in the form of metrics.json, and its predictions ordered by task.
@@ -104,8 +117,9 @@ class SplitEvaluation(nn.Module):
         Args:
             answered: Whether there were texts, on any rank; else the result has losses only.
         """
-        metrics = [*self._metrics] if answered else []
-        means = {name: self._mean(name).compute() for name in ("loss", *metrics)}
+        asked = [*self._metrics, RANKED] if answered else []
+        means = {name: self._mean(name).compute() for name in ("loss", *asked)}
+        metrics = [name for name in asked if name != RANKED or bool(means[name].counts.any())]
         by_task = {name: mean.by_task(self._task_names) for name, mean in means.items()}
         result = {
             "loss": means["loss"].micro(),
@@ -132,7 +146,7 @@ class SplitEvaluation(nn.Module):
         found: dict[str, dict[str, float]] = {}
         for category in sorted({name for own in self._categories.values() for name in own}):
             tasks = [task for task, own in self._categories.items() if category in own]
-            for metric in self._metrics:
+            for metric in sorted({*by_task} - {"loss"}):
                 seen = [by_task[metric][task] for task in tasks if task in by_task[metric]]
                 if seen:
                     found.setdefault(category, {})[metric] = sum(seen) / len(seen)
@@ -143,7 +157,7 @@ class SplitEvaluation(nn.Module):
         rows = sorted(
             (row for part in gather_objects(self._scores) for row in part), key=lambda row: row[:2]
         )
-        found: dict[str, dict[str, list[float]]] = {name: {} for name in self._metrics}
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in (*self._metrics, RANKED)}
         for _, task, scores in rows:
             for name, score in scores.items():
                 found[name].setdefault(self._task_names[task], []).append(score)

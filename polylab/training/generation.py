@@ -27,8 +27,7 @@ def generate_texts(
         model: Generates.
         tokenizer: Decodes.
         batch: Of the data module, for evaluation.
-        encoded: The encoder's output for `input_ids`, where it is known from the same batch's loss.
-            Routers of the embeddings need a whole call: for them it is not used.
+        encoded: The encoder's output for `input_ids`, where it is known (see `losses.reusable`).
         options: Of `generate`.
     """
     if not model.config.is_encoder_decoder:
@@ -37,6 +36,6 @@ def generate_texts(
         tokens = model.generate(**ids, **options)[:, prompt.shape[1] :]
         return tokenizer.batch_decode(tokens, skip_special_tokens=True)
     ids = {name: batch[name] for name in ("input_ids", "attention_mask", "task_ids")}
-    if encoded is not None and model.config_of(model.active_adapter).router_input != "embeddings":
+    if encoded is not None:
         options["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
     return tokenizer.batch_decode(model.generate(**ids, **options), skip_special_tokens=True)

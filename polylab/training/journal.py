@@ -21,6 +21,7 @@ class Answers(NamedTuple):
     losses: Float[Tensor, " batch"]  # summed over the example's tokens
     tokens: Int[Tensor, " batch"]  # of its label
     texts: list[str]
+    choices: list[dict[str, float]]  # the scores of each example's options
 
 
 class Journal:
@@ -50,11 +51,11 @@ class Journal:
             )
         for number, line in enumerate(whole[1:], 2):
             try:
-                index, losses, tokens, texts = json.loads(line)
+                index, losses, tokens, texts, choices = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error} · remove the file.") from None
             self._found[index] = Answers(
-                torch.tensor(losses, dtype=torch.float32), torch.tensor(tokens), texts
+                torch.tensor(losses, dtype=torch.float32), torch.tensor(tokens), texts, choices
             )
         kept = b"".join(line + b"\n" for line in whole)
         with self._path.open("r+b" if lines else "wb") as file:
@@ -71,8 +72,8 @@ class Journal:
 
     def add(self, index: int, answers: Answers) -> None:
         """Keep the answers to a batch."""
-        values = answers.losses.float().tolist(), answers.tokens.tolist(), answers.texts
-        self._append(json.dumps([index, *values]))
+        losses, tokens, *rest = answers
+        self._append(json.dumps([index, losses.float().tolist(), tokens.tolist(), *rest]))
         self._found[index] = answers
 
     def _append(self, line: str) -> None:

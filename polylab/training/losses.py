@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+
+if TYPE_CHECKING:
+    from polylab.poly import PolyModel
 
 IGNORED = -100
 
@@ -40,7 +44,12 @@ class ExampleLosses(NamedTuple):
 
 
 def example_losses(
-    model: nn.Module, batch: dict[str, Any], *, start: int | None, pad: int
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    start: int | None,
+    pad: int,
+    encoded: Float[Tensor, "batch seq d_model"] | None = None,
 ) -> ExampleLosses:
     """Summed token losses and label tokens of each example.
 
@@ -51,6 +60,7 @@ def example_losses(
         batch: Of the data module.
         start: The decoder's first token for an encoder-decoder, None for a decoder-only model.
         pad: Pad token.
+        encoded: The encoder's output for `input_ids`, where it is known (see `reusable`).
     """
     labels, mask = batch["labels"], batch["attention_mask"]
     inputs = {
@@ -60,6 +70,8 @@ def example_losses(
         # a cache is of no use without generation, and makes compiled blocks recompile per layer
         "use_cache": False,
     }
+    if encoded is not None:
+        inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
     if start is not None:
         output = model(decoder_input_ids=shift_right(labels, start=start, pad=pad), **inputs)
         logits = output.logits
@@ -72,6 +84,15 @@ def example_losses(
     tokens = (labels != IGNORED).sum(dim=1)
     prior, encoded = (getattr(output, k, None) for k in ("prior_loss", "encoder_last_hidden_state"))
     return ExampleLosses(losses.sum(dim=1), tokens, prior, encoded)
+
+
+def reusable(model: PolyModel, encoded: Tensor | None) -> Tensor | None:
+    """The encoder's output of one call if another may start from it, else None.
+
+    Routers of the embeddings need a whole call.
+    """
+    reads_embeddings = model.config_of(model.active_adapter).router_input == "embeddings"
+    return None if reads_embeddings or not model.config.is_encoder_decoder else encoded
 
 
 @dataclass(frozen=True)

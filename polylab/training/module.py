@@ -7,20 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
-from polylab.training.evaluation import TEXT_METRICS, Metrics, Prediction, SplitEvaluation
-from polylab.training.generation import generate_texts
-from polylab.training.journal import Answers, Journal
+from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
-from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
+from polylab.training.losses import ExampleLosses, TaskLosses
 from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
@@ -32,6 +29,7 @@ from polylab.training.optim import (
     scale_gradients,
     uniform_share,
 )
+from polylab.training.ranking import RankOptions
 from polylab.training.rng import RngStream
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
 STATE_KEY = "polylab"  # of what a checkpoint holds beside Lightning's own
 
 
-class PolyModule(LightningModule):
+class PolyModule(EvaluatedModule):
     """Trains and evaluates the adapter of a `PolyModel`.
 
     Logged at `trainer.global_step` (optimiser steps done), every `trainer.log_every_n_steps` and
@@ -49,13 +47,8 @@ class PolyModule(LightningModule):
     weighted), `lr/GROUP`, `grad_norm/GROUP` (before clipping); after a validation `val/loss`,
     `val/METRIC` (macro over tasks), `val/TASK/METRIC`, and the same under `test/`.
 
-    Attributes:
-        results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
-        predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
-        journal: Keeps the answers to evaluation batches, so that a killed evaluation can go on.
+    Attributes are those of `EvaluatedModule`.
     """
-
-    text_metrics: Metrics = TEXT_METRICS  # of the answers; a subclass has its own
 
     def __init__(
         self,
@@ -71,6 +64,7 @@ class PolyModule(LightningModule):
         predictions_per_task: int | None = 16,
         categories: Mapping[str, Sequence[str]] | None = None,
         generate_every_n_validations: int = 1,
+        rank_options: RankOptions | None = "mean",
     ) -> None:
         """Wrap `model`.
 
@@ -90,14 +84,26 @@ class PolyModule(LightningModule):
             generate_every_n_validations: Of training; the others only take the loss, which is much
                 cheaper. The one at the last step and those outside training always generate. With
                 0 no other does.
+            rank_options: How examples with options are scored for `rank_accuracy`: by the `mean`
+                log-likelihood of an option's tokens or their `sum`; None leaves it out.
 
         Raises:
             ValueError: If a bound is below its least value, or two tasks share a name.
         """
-        super().__init__()
-        self.optim = optim if isinstance(optim, OptimConfig) else OptimConfig(**(optim or {}))
         bounds = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         _check_arguments(task_names, bounds)
+        super().__init__(
+            model,
+            tokenizer,
+            task_names=task_names,
+            generation=bounds,
+            max_logged_tasks=max_logged_tasks,
+            predictions_per_task=predictions_per_task,
+            categories=categories,
+            generate_every_n_validations=generate_every_n_validations,
+            rank_options=rank_options,
+        )
+        self.optim = optim if isinstance(optim, OptimConfig) else OptimConfig(**(optim or {}))
         self.save_hyperparameters(
             {
                 "task_names": list(task_names),
@@ -108,32 +114,11 @@ class PolyModule(LightningModule):
                 "max_logged_tasks": max_logged_tasks,
                 "predictions_per_task": predictions_per_task,
                 "generate_every_n_validations": generate_every_n_validations,
+                "rank_options": rank_options,
             },
             logger=False,
         )
-        self.model = model
-        self.tokenizer = tokenizer
-        self.task_names = list(task_names)
-        self.results: dict[str, dict[str, Any]] = {}
-        self.predictions: dict[str, list[Prediction]] = {}
-        self.journal: Journal | None = None
-        self.generates = True  # in the present validation
-        self._generate_every, self._validations = generate_every_n_validations, 0
-        self._evaluations = nn.ModuleDict(
-            {
-                split: SplitEvaluation(
-                    task_names,
-                    predictions_per_task=predictions_per_task,
-                    metrics=self.text_metrics,
-                    categories=categories,
-                    intervals=split == "test",
-                )
-                for split in ("val", "test")
-            }
-        )
-        self._generation = {**bounds, "do_sample": False, "use_cache": True}
         self._seed = seed
-        self._logged_tasks = self.task_names[:max_logged_tasks]
         self._losses = TaskLosses(self.task_names)
         self._rng = RngStream()
         self._rates: dict[str, float] = {}
@@ -256,76 +241,6 @@ class PolyModule(LightningModule):
         )
         return interval.loss
 
-    # Evaluation
-    def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
-        """The answers to a batch of the data module, greedy or by beams; see `generation`."""
-        return generate_texts(
-            self.model, self.tokenizer, batch, encoded=encoded, **self._generation
-        )
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val", batch_idx)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test", batch_idx)
-
-    def on_validation_epoch_start(self) -> None:
-        """Decide whether this validation generates."""
-        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
-            self.generates = True
-            return
-        self._validations += 1
-        every = self._generate_every
-        is_due = every > 0 and self._validations % every == 0
-        self.generates = is_due or self.trainer.global_step == self.trainer.max_steps
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _evaluate(self, batch: dict[str, Any], split: str, index: int) -> None:
-        if split == "val" and not self.generates:
-            found = self._example_losses(batch)
-            ids = batch["task_ids"]
-            self._evaluation(split).add_losses(ids, found.losses, found.tokens)
-            return
-        answers = None if self.journal is None else self.journal.find(index)
-        if answers is None:
-            losses = self._example_losses(batch)
-            texts = self.generate_texts(batch, encoded=losses.encoded)
-            answers = Answers(losses.losses.cpu(), losses.tokens.cpu(), texts)
-            if self.journal is not None:
-                self.journal.add(index, answers)
-        evaluation, ids = self._evaluation(split), batch["task_ids"]
-        evaluation.add_losses(ids, answers.losses.to(ids.device), answers.tokens.to(ids.device))
-        texts, numbers = answers.texts, batch["rows"].tolist()
-        evaluation.add_texts(ids, batch["inputs"], texts, batch["references"], numbers)
-
-    def _finish(self, split: str) -> None:
-        answered = split == "test" or self.generates
-        result, predictions = self._evaluation(split).finish(answered=answered)
-        if self.trainer.sanity_checking:
-            return
-        self.results[split], self.predictions[split] = result, predictions
-        overall = {f"{split}/{name}": value for name, value in result["macro"].items()}
-        overall |= {f"{split}/loss": result["loss"]}
-        overall = {key: value for key, value in overall.items() if value is not None}
-        # for callbacks; equal on all ranks already, said again only to satisfy Lightning
-        self.log_dict(overall, prog_bar=True, logger=False, sync_dist=True)
-        parts = {task: result["tasks"].get(task, {}) for task in self._logged_tasks}
-        named = [*result.get("categories", {}).items()][: len(self._logged_tasks)]
-        parts |= {f"category/{name}": scores for name, scores in named}
-        for part, scores in parts.items():
-            overall |= {f"{split}/{part}/{name}": value for name, value in scores.items()}
-        self._send(overall)
-
-    def _evaluation(self, split: str) -> SplitEvaluation:
-        evaluation = self._evaluations[split]
-        assert isinstance(evaluation, SplitEvaluation)
-        return evaluation
-
     # Checkpoints
     def on_fit_start(self) -> None:
         self._losses.on(self.device)
@@ -361,22 +276,8 @@ class PolyModule(LightningModule):
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own
             self._rng.load_state_dict(state["rng"][rank])
 
-    # Shared
-    @property
-    def _is_encoder_decoder(self) -> bool:
-        return bool(self.model.config.is_encoder_decoder)
-
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
-        config = self.model.config
-        start = config.decoder_start_token_id if self._is_encoder_decoder else None
-        return example_losses(self.model, batch, start=start, pad=config.pad_token_id)
-
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
-
-    def _send(self, metrics: dict[str, float]) -> None:
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
 
 
 def _check_arguments(task_names: Sequence[str], bounds: Mapping[str, int]) -> None:

@@ -18,6 +18,7 @@ from polylab.data.sources import p3
 from polylab.poly import config_checks
 from polylab.training import OptimConfig, RunCheckpoint
 from polylab.training.optim import OPTIMIZERS, ROUTERS, SCHEDULES
+from polylab.training.ranking import RankOptions
 
 FINE = {
     "seed": 0,
@@ -90,6 +91,7 @@ def test_choices_are_those_of_what_is_built() -> None:
         "backbone.dtype": loading.DTYPES,
         "backbone.quantization": quantization.QUANTIZATIONS,
         "data.prompt": get_args(Prompt),
+        "module.rank_options": get_args(RankOptions),
         "data.keep_input": ("end", "start"),
         "data.p3.tasks": p3.TASKS,
         "optim.name": OPTIMIZERS,

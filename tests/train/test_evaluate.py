@@ -134,6 +134,28 @@ def other_data(tmp_path: Path) -> Path:
     return folder
 
 
+def test_options_are_ranked(
+    named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, other_data: Path
+) -> None:
+    path = other_data / "test" / "copy.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**r, "options": [*"0123"]}) + "\n" for r in rows))
+    given = [named(), "data=jsonl", f"data.path={other_data}", "zero_shot=mean"]
+    done = evaluate(*given)
+    assert done.code == 0, done.err
+    found = _metrics(tmp_path / "out")["test"]
+    assert "rank_accuracy" not in found["tasks"]["copy_all"]
+    lines = _predictions(tmp_path / "out")
+    assert all("options" not in line for line in lines if line["task"] == "copy_all")
+    ranked = [line for line in lines if line["task"] == "copy"]
+    right = [max(x["options"], key=x["options"].get) in x["references"] for x in ranked]
+    assert found["macro"]["rank_accuracy"] == pytest.approx(sum(right) / 3)
+    assert found["intervals"]["macro"]["rank_accuracy"][1] >= sum(right) / 3
+    assert "rank_accuracy" in done.out
+    config = named() / "config.yaml"
+    assert OmegaConf.load(config).module.rank_options == "mean"
+
+
 def test_unknown_tasks_are_refused_or_routed_as_said(
     named: Callable[..., Path], evaluate: Callable[..., Any], tmp_path: Path, other_data: Path
 ) -> None:
@@ -317,7 +339,9 @@ def test_the_answers_are_those_of_the_evaluation(
 
 
 def test_a_journal_gives_back_every_bit(tmp_path: Path) -> None:
-    answers = Answers(torch.randn(5).exp() * 1e-3, torch.tensor([1, 2, 3, 4, 5]), ["é\n"] * 5)
+    losses, tokens = torch.randn(5).exp() * 1e-3, torch.tensor([1, 2, 3, 4, 5])
+    choices = [{}, *({"a": x} for x in torch.randn(4).tolist())]
+    answers = Answers(losses, tokens, ["é\n"] * 5, choices)
     journal = Journal(tmp_path / "j", about={"a": 1})
     journal.add(3, answers)
     found = Journal(tmp_path / "j", about={"a": 1})
@@ -327,7 +351,7 @@ def test_a_journal_gives_back_every_bit(tmp_path: Path) -> None:
     assert again is not None
     assert torch.equal(again.losses, answers.losses)
     assert torch.equal(again.tokens, answers.tokens)
-    assert again.texts == answers.texts
+    assert (again.texts, again.choices) == (answers.texts, choices)
     with pytest.raises(ValueError, match="of another evaluation"):
         Journal(tmp_path / "j", about={"a": 2})
     lines = (tmp_path / "j").read_text().splitlines()

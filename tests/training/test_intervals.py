@@ -69,6 +69,7 @@ def _evaluated(order):
             [answers[i] for i in batch],
             [[texts[i]] for i in batch],
             list(batch),
+            [{} for _ in batch],
         )
     return evaluation.finish()[0]
 

@@ -1,0 +1,181 @@
+"""The part of the LightningModule that evaluates: asks, scores, and logs what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from polylab.training.evaluation import TEXT_METRICS, Metrics, Prediction, SplitEvaluation
+from polylab.training.generation import generate_texts
+from polylab.training.journal import Answers, Journal
+from polylab.training.losses import ExampleLosses, example_losses, reusable
+from polylab.training.ranking import Choices, RankOptions, check_rank_options, option_scores
+
+if TYPE_CHECKING:
+    from polylab.poly import PolyModel
+
+__all__ = ["EvaluatedModule"]
+
+
+class EvaluatedModule(LightningModule):
+    """Evaluates a `PolyModel` on `val` and `test`; see `PolyModule` for the arguments and the keys.
+
+    Attributes:
+        results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
+        predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
+        journal: Keeps the answers to evaluation batches, so that a killed evaluation can go on.
+        generates: Whether the present validation asks for answers, or for losses only.
+    """
+
+    text_metrics: Metrics = TEXT_METRICS  # of the answers; a subclass has its own
+
+    def __init__(
+        self,
+        model: PolyModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        task_names: Sequence[str],
+        generation: Mapping[str, Any],
+        max_logged_tasks: int,
+        predictions_per_task: int | None,
+        categories: Mapping[str, Sequence[str]] | None,
+        generate_every_n_validations: int,
+        rank_options: RankOptions | None,
+    ) -> None:
+        super().__init__()
+        check_rank_options(rank_options)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task_names = list(task_names)
+        self.results: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, list[Prediction]] = {}
+        self.journal: Journal | None = None
+        self.generates = True
+        self._generate_every, self._validations = generate_every_n_validations, 0
+        self._rank_options = rank_options
+        self._evaluations = nn.ModuleDict(
+            {
+                split: SplitEvaluation(
+                    task_names,
+                    predictions_per_task=predictions_per_task,
+                    metrics=self.text_metrics,
+                    categories=categories,
+                    intervals=split == "test",
+                )
+                for split in ("val", "test")
+            }
+        )
+        self._generation = {**generation, "do_sample": False, "use_cache": True}
+        self._logged_tasks = self.task_names[:max_logged_tasks]
+
+    def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
+        """The answers to a batch of the data module, greedy or by beams; see `generation`."""
+        return generate_texts(
+            self.model,
+            self.tokenizer,
+            batch,
+            encoded=reusable(self.model, encoded),
+            **self._generation,
+        )
+
+    def option_scores(
+        self, batch: dict[str, Any], *, encoded: Tensor | None = None
+    ) -> list[Choices]:
+        """The scores of the options of each example of a batch; see `ranking`."""
+        if self._rank_options is None:
+            return [{} for _ in batch["references"]]
+        return option_scores(
+            self.model,
+            batch,
+            rank_options=self._rank_options,
+            encoded=reusable(self.model, encoded),
+            **self._special_tokens,
+        )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "val", batch_idx)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "test", batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        """Decide whether this validation generates."""
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            self.generates = True
+            return
+        self._validations += 1
+        every = self._generate_every
+        is_due = every > 0 and self._validations % every == 0
+        self.generates = is_due or self.trainer.global_step == self.trainer.max_steps
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _evaluate(self, batch: dict[str, Any], split: str, index: int) -> None:
+        if split == "val" and not self.generates:
+            found = self._example_losses(batch)
+            ids = batch["task_ids"]
+            self._evaluation(split).add_losses(ids, found.losses, found.tokens)
+            return
+        answers = None if self.journal is None else self.journal.find(index)
+        if answers is None:
+            losses = self._example_losses(batch)
+            texts = self.generate_texts(batch, encoded=losses.encoded)
+            choices = self.option_scores(batch, encoded=losses.encoded)
+            answers = Answers(losses.losses.cpu(), losses.tokens.cpu(), texts, choices)
+            if self.journal is not None:
+                self.journal.add(index, answers)
+        evaluation, ids = self._evaluation(split), batch["task_ids"]
+        evaluation.add_losses(ids, answers.losses.to(ids.device), answers.tokens.to(ids.device))
+        evaluation.add_texts(
+            ids,
+            batch["inputs"],
+            answers.texts,
+            batch["references"],
+            batch["rows"].tolist(),
+            answers.choices,
+        )
+
+    def _finish(self, split: str) -> None:
+        answered = split == "test" or self.generates
+        result, predictions = self._evaluation(split).finish(answered=answered)
+        if self.trainer.sanity_checking:
+            return
+        self.results[split], self.predictions[split] = result, predictions
+        overall = {f"{split}/{name}": value for name, value in result["macro"].items()}
+        overall |= {f"{split}/loss": result["loss"]}
+        overall = {key: value for key, value in overall.items() if value is not None}
+        # for callbacks; equal on all ranks already, said again only to satisfy Lightning
+        self.log_dict(overall, prog_bar=True, logger=False, sync_dist=True)
+        parts = {task: result["tasks"].get(task, {}) for task in self._logged_tasks}
+        named = [*result.get("categories", {}).items()][: len(self._logged_tasks)]
+        parts |= {f"category/{name}": scores for name, scores in named}
+        for part, scores in parts.items():
+            overall |= {f"{split}/{part}/{name}": value for name, value in scores.items()}
+        self._send(overall)
+
+    def _evaluation(self, split: str) -> SplitEvaluation:
+        evaluation = self._evaluations[split]
+        assert isinstance(evaluation, SplitEvaluation)
+        return evaluation
+
+    @property
+    def _special_tokens(self) -> dict[str, Any]:
+        config = self.model.config
+        start = config.decoder_start_token_id if config.is_encoder_decoder else None
+        return {"start": start, "pad": config.pad_token_id}
+
+    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        return example_losses(self.model, batch, **self._special_tokens)
+
+    def _send(self, metrics: dict[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
