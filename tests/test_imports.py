@@ -16,7 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "pretraining": {"data", "backbones"},
     "training": {"poly"},
     "callbacks": {"poly", "training"},
-    "adaptation": {"config", "data", "poly", "training"},
+    "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
     "config": set(),
     "testing": {"poly"},
     "__init__": {"poly", "runs"},
