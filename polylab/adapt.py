@@ -63,6 +63,8 @@ def run(cfg: DictConfig) -> None:
         plan = make_plan(cfg)
         todo = [unit for unit in plan.units if unit not in results.rows]
         print(facts(cfg, plan, n_todo=len(todo), folder=folder), flush=True)
+        if line := note_on_share(cfg, plan):
+            print(line, flush=True)
         write_config(folder / "config.yaml", cfg)
         for name, seed in todo:
             adapt_once(cfg, plan, name=name, seed=seed, results=results, folder=folder)
@@ -76,6 +78,20 @@ def facts(cfg: DictConfig, plan: Plan, *, n_todo: int, folder: Path) -> str:
     return (
         f"adapt={cfg.adapt.method} of {cfg.run} · {len(plan.tasks)} tasks x {len(plan.seeds)} "
         f"seeds · {cfg.adapt.shots} shots, {cfg.adapt.steps} steps{rest} · {folder}"
+    )
+
+
+def note_on_share(cfg: DictConfig, plan: Plan) -> str | None:
+    """Say so where the routing differs from the run's: see `adaptation.methods.attached`."""
+    from polylab.adaptation.methods import trains_routing
+
+    share = plan.model.config_of(plan.model.active_adapter).uniform_share
+    if not share or not trains_routing(cfg.adapt.method):
+        return None
+    saved = " (in saved adapters for the run's tasks too)" if cfg.adapt.save else ""
+    return (
+        f"the run has uniform_share={share:g}: adapt={cfg.adapt.method} trains the routing, so it "
+        f"starts with uniform_share=0{saved} · adapt=mu trains the averaged skills"
     )
 
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from omegaconf import DictConfig
 
 from polylab.adaptation.best import KeepBest
+from polylab.adaptation.gradients import RequireGradients
 from polylab.adaptation.methods import ADAPTER, attached, count_adapted
 from polylab.adaptation.plan import Plan, attachment, build_unit_data
 from polylab.adaptation.table import Results
@@ -54,11 +54,23 @@ def _train_and_test(
         "seed": seed,
     }
     module = build(cfg.module, key="module", parts=parts)
-    callbacks: list[Any] = [KeepBest(cfg.adapt.monitor)] if plan.shots.validation else []
+    callbacks: list[Callback] = [RequireGradients(f"adapt={cfg.adapt.method}")]
+    if plan.shots.validation:
+        callbacks.append(KeepBest(cfg.adapt.monitor))
     trainer = build_trainer(cfg, callbacks=callbacks, logger=None, folder=folder)
+    _stay_on_device(module)
     trainer.fit(module, datamodule=data)
     trainer.test(module, data, verbose=False)
     return module.results["test"]["tasks"][name]
+
+
+def _stay_on_device(module: LightningModule) -> None:
+    """Leave the backbone on the accelerator between tasks.
+
+    Every fit and test ends with Lightning's strategy calling `module.cpu()`, and the next one would
+    copy billions of weights back.
+    """
+    module.cpu = lambda: module
 
 
 def _save(plan: Plan, *, name: str, seed: int, folder: Path) -> None:

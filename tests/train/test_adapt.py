@@ -19,11 +19,6 @@ from polylab.adaptation.methods import METHODS, attached
 from polylab.adaptation.shots import Shots, draw_shots
 from polylab.data import Example, TaskData
 
-QUICK = [
-    *("trainer=cpu", "adapt.steps=3", "adapt.validate_every=2", "adapt.shots=6"),
-    *("adapt.validation_rows=4", "adapt.seeds=[0,5]", "data.test_examples_per_task=3"),
-    *("data.eval_examples_per_task=3", "module.max_new_tokens=3"),
-]
 KILLED = """
 import os, signal
 from polylab.adaptation.table import Results
@@ -38,28 +33,6 @@ Results.add = counted
 from polylab.adapt import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def new_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of 60 and 40 rows."""
-    folder = tmp_path_factory.mktemp("new")
-    for name, n in {"double": 60, "last": 40}.items():
-        rows = [{"input": f"{name} {i}", "target": str(2 * i)} for i in range(n)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def adapt(run_here: Callable[..., Any], new_tasks: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command in this process; its folder is `tmp_path/out` unless said otherwise."""
-
-    def run(folder: Path, *arguments: str, out: str = "out") -> Any:
-        data = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10"]
-        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *data, *QUICK, *arguments]
-        return run_here(*given, cwd=tmp_path, command="adapt")
-
-    return run
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -111,11 +84,10 @@ def test_a_row_does_not_depend_on_what_else_is_adapted(
 
 
 def test_a_killed_command_goes_on(
-    trained: Callable[..., Path], adapt: Callable[..., Any], new_tasks: Path, tmp_path: Path
+    trained: Callable[..., Path], adapt: Callable[..., Any], few_shot: list[str], tmp_path: Path
 ) -> None:
     assert adapt(trained(), "adapt=z", out="whole").code == 0
-    given = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10", *QUICK]
-    given += [f"run={trained()}", f"hydra.run.dir={tmp_path / 'out'}", "adapt=z"]
+    given = [*few_shot, f"run={trained()}", f"hydra.run.dir={tmp_path / 'out'}", "adapt=z"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *given], cwd=tmp_path, capture_output=True, timeout=240
     )
