@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> None:
     with clean_environment():
         check_command(cfg)
         from polylab.adaptation.loop import adapt_once
-        from polylab.adaptation.resume import read_results
+        from polylab.adaptation.resume import read_results, writing
 
         results = read_results(cfg, folder)
         plan = make_plan(cfg)
@@ -65,7 +65,8 @@ def run(cfg: DictConfig) -> None:
         print(facts(cfg, plan, n_todo=len(todo), folder=folder), flush=True)
         if line := note_on_share(cfg, plan):
             print(line, flush=True)
-        write_config(folder / "config.yaml", cfg)
+        with writing(folder):
+            write_config(folder / "config.yaml", cfg)
         for name, seed in todo:
             adapt_once(cfg, plan, name=name, seed=seed, results=results, folder=folder)
     finish(cfg, plan, results, folder=folder)
@@ -99,15 +100,17 @@ def finish(cfg: DictConfig, plan: Plan, results: "Results", *, folder: Path) -> 
     """Write `summary.json`, and print the same as a table and a line."""
     from rich.console import Console
 
+    from polylab.adaptation.resume import writing
     from polylab.adaptation.table import summarise, summary_table
 
     tasks = [data.name for data in plan.tasks]
     summary = summarise(results, tasks=tasks, seeds=plan.seeds)
     method, shots = cfg.adapt.method, cfg.adapt.shots
-    write_json(
-        folder / "summary.json",
-        {"method": method, "shots": shots, "seeds": plan.seeds, "metrics": summary},
-    )
+    with writing(folder):
+        write_json(
+            folder / "summary.json",
+            {"method": method, "shots": shots, "seeds": plan.seeds, "metrics": summary},
+        )
     title = f"adapt={method}, {shots} shots: median and quartiles over {len(plan.seeds)} seeds"
     Console().print(summary_table(summary, title=title))
     means = [f"{metric} {part['mean_of_medians']:.3f}" for metric, part in summary.items()]

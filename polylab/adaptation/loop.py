@@ -11,6 +11,7 @@ from polylab.adaptation.best import KeepBest
 from polylab.adaptation.gradients import RequireGradients
 from polylab.adaptation.methods import ADAPTER, attached, count_adapted
 from polylab.adaptation.plan import Plan, attachment, build_unit_data
+from polylab.adaptation.resume import writing
 from polylab.adaptation.table import Results
 from polylab.config.files import folder_names
 from polylab.config.targets import build
@@ -30,11 +31,13 @@ def adapt_once(
         count = count_adapted(plan.model)
         scores = _train_and_test(cfg, plan, name=name, seed=seed, folder=folder)
         if cfg.adapt.save:
-            _save(plan, name=name, seed=seed, folder=folder)
+            with writing(folder):
+                _save(plan, name=name, seed=seed, folder=folder)
     seconds = round(time.perf_counter() - started, 2)
     row = {"task": name, "method": cfg.adapt.method, "shots": cfg.adapt.shots, "seed": seed}
     row |= {**scores, "parameters": count, "seconds": seconds}
-    results.add((name, seed), row, order=plan.units)
+    with writing(folder):
+        results.add((name, seed), row, order=plan.units)
     line = " · ".join(f"{metric} {value:.3f}" for metric, value in sorted(scores.items()))
     place = plan.units.index((name, seed)) + 1
     print(f"{place}/{len(plan.units)} {name}, seed {seed}: {line} · {seconds:.1f} s", flush=True)

@@ -65,6 +65,7 @@ def check_command(cfg: DictConfig) -> None:
     check_targets(cfg.module, key="module")
     quiet_libraries()
     build_optim(cfg)
+    _check_monitor(cfg.adapt.monitor)
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -99,6 +100,28 @@ def _check_adapt(cfg: DictConfig) -> None:
         )
     if cfg.adapt.save and cfg.adapt.method == "full":
         raise ConfigError("adapt.save=true with adapt=full: there is no adapter · leave it out")
+    if cfg.trainer.max_steps != cfg.adapt.steps:
+        raise ConfigError(
+            f"trainer.max_steps={cfg.trainer.max_steps} with adapt.steps={cfg.adapt.steps} · give "
+            "adapt.steps alone"
+        )
+    if cfg.trainer.compile:
+        raise ConfigError("trainer.compile=true: an adaptation is not compiled · leave it out")
+    if cfg.optim.anneal_steps:
+        raise ConfigError(
+            f"optim.anneal_steps={cfg.optim.anneal_steps}: an adaptation does not anneal its "
+            "routing · leave it out; adapt=mu trains the averaged skills"
+        )
+
+
+def _check_monitor(monitor: str) -> None:
+    from polylab.training.evaluation import TEXT_METRICS
+
+    valid = ("loss", *TEXT_METRICS)
+    if monitor not in valid:
+        raise ConfigError(
+            f"adapt.monitor={monitor} is not known{hint(monitor, valid)} · valid: {listing(valid)}"
+        )
 
 
 def _choose_tasks(cfg: DictConfig, run_tasks: list[str]) -> "list[TaskData]":
@@ -175,13 +198,7 @@ def _check_plan(cfg: DictConfig, plan: Plan) -> None:
             "command runs on one device · start one per device, each with adapt.tasks=[...]"
         )
     from polylab.adaptation.methods import attached
-    from polylab.training.evaluation import TEXT_METRICS
 
-    monitor, valid = cfg.adapt.monitor, ("loss", *TEXT_METRICS)
-    if monitor not in valid:
-        raise ConfigError(
-            f"adapt.monitor={monitor} is not known{hint(monitor, valid)} · valid: {listing(valid)}"
-        )
     first = plan.tasks[0]
     with user_mistakes(), attached(plan.model, **attachment(cfg, first.name)):
         data = build_unit_data(cfg, plan, first, seed=plan.seeds[0])

@@ -36,11 +36,13 @@ class Results:
         """
         if not path.is_file():
             return cls(path)
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [*csv.DictReader(file)]
         try:
-            found = {(row["task"], int(row["seed"])): _typed(row) for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                if gone := {*_FIRST, *_LAST} - {*(reader.fieldnames or ())}:
+                    raise ValueError(f"it has no column {', '.join(sorted(gone))}")
+                found = {(row["task"], int(row["seed"])): _typed(row) for row in reader}
+        except (OSError, csv.Error, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{path} is no table of an adaptation ({error}) · give another folder, or delete it"
             ) from error

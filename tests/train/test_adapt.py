@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +104,38 @@ def test_a_killed_command_goes_on(
     assert "has results of adapt.steps=3" in done.err
 
 
+@pytest.mark.parametrize("when", ["rows", "summary"])
+def test_a_full_disk(
+    trained: Callable[..., Path],
+    adapt: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    one = ["adapt=z", "adapt.tasks=[last]"]
+    before, count = os.replace, {"results.csv": 0, "summary.json": 0}
+
+    def full(source: Any, target: Any) -> None:
+        name = Path(target).name
+        count[name] = count.get(name, 0) + 1
+        if (when == "rows" and count["results.csv"] == 2) or count["summary.json"] == 1:
+            raise OSError(28, "No space left on device")
+        before(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        done = adapt(trained(), *one)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    out = tmp_path / "out"
+    assert line.startswith(f"{out} cannot be written: [Errno 28] No space left on device")
+    assert len(_rows(out)) == (1 if when == "rows" else 2)
+    assert not [path for path in out.iterdir() if path.name.startswith(".results")]
+    done = adapt(trained(), *one)
+    assert (done.code, len(_rows(out))) == (0, 2)
+    assert f"{1 if when == 'rows' else 2} of 2 are there already" in done.out
+
+
 def test_old_tasks_answer_as_before(
     trained: Callable[..., Path], adapt: Callable[..., Any], t5_folder: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +184,14 @@ def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> 
         ("poly", ["adapt.seeds=[1,1]"], "adapt.seeds=[1, 1]"),
         ("poly", ["adapt=polly"], "adapt=polly"),
         ("poly", ["adapt.monitor=f2"], "adapt.monitor=f2"),
+        ("poly", ["run=nowhere"], "run=nowhere: there is no such folder"),
+        ("poly", ["run=."], "run=.: it has no config.yaml"),
+        ("poly", ["data.path=nowhere"], "nowhere"),
+        ("poly", ["adapt.tasks=[]"], "adapt.tasks=[] · give each task once, and at least one"),
+        ("poly", ["adapt.tasks=[last,last]"], "give each task once"),
+        ("poly", ["trainer.max_steps=7"], "trainer.max_steps=7 with adapt.steps=3"),
+        ("poly", ["trainer.compile=true"], "trainer.compile=true"),
+        ("poly", ["optim.anneal_steps=2"], "optim.anneal_steps=2"),
     ],
 )
 def test_mistakes(
@@ -163,7 +205,32 @@ def test_mistakes(
     done = adapt(trained(adapter), *arguments)
     assert done.code == 1
     assert says in done.err
+    assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_the_runs_own_tasks(
+    trained: Callable[..., Path], adapt: Callable[..., Any], task_folder: Path
+) -> None:
+    done = adapt(trained(), f"data.path={task_folder}", "adapt.tasks=[upper]")
+    assert done.code == 1
+    assert "data: upper: tasks of run=" in done.err
+    assert "choose others" in done.err
+
+
+def test_a_run_that_did_not_finish(
+    trained: Callable[..., Path], adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(trained(), cut)
+    (cut / "adapter" / "adapter_model.safetensors").write_bytes(b"12345678{")
+    done = adapt(cut)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"run={cut}: ")
+    assert "adapter_model.safetensors" in line
+    shutil.rmtree(cut / "adapter")
+    assert "there is no adapter/ in it: it did not finish" in adapt(cut).err
 
 
 def test_shots_are_apart_from_what_is_held_out() -> None:
