@@ -193,6 +193,7 @@ class ModuleSchema:
     max_logged_tasks: int = 64
     predictions_per_task: int | None = 16
     generate_every_n_validations: int = 1
+    label_smoothing: float = 0.0
 
 
 @dataclass

@@ -71,6 +71,7 @@ class PolyModule(LightningModule):
         predictions_per_task: int | None = 16,
         categories: Mapping[str, Sequence[str]] | None = None,
         generate_every_n_validations: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         """Wrap `model`.
 
@@ -90,14 +91,17 @@ class PolyModule(LightningModule):
             generate_every_n_validations: Of training; the others only take the loss, which is much
                 cheaper. The one at the last step and those outside training always generate. With
                 0 no other does.
+            label_smoothing: Of the loss that is trained on and logged under `train/`; those under
+                `val/` and `test/` have none.
 
         Raises:
-            ValueError: If a bound is below its least value, or two tasks share a name.
+            ValueError: If a bound is below its least value, the smoothing is not from 0 to below
+                1, or two tasks share a name.
         """
         super().__init__()
         self.optim = optim if isinstance(optim, OptimConfig) else OptimConfig(**(optim or {}))
         bounds = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        _check_arguments(task_names, bounds)
+        _check_arguments(task_names, bounds, label_smoothing)
         self.save_hyperparameters(
             {
                 "task_names": list(task_names),
@@ -108,6 +112,7 @@ class PolyModule(LightningModule):
                 "max_logged_tasks": max_logged_tasks,
                 "predictions_per_task": predictions_per_task,
                 "generate_every_n_validations": generate_every_n_validations,
+                "label_smoothing": label_smoothing,
             },
             logger=False,
         )
@@ -119,6 +124,7 @@ class PolyModule(LightningModule):
         self.journal: Journal | None = None
         self.generates = True  # in the present validation
         self._generate_every, self._validations = generate_every_n_validations, 0
+        self._label_smoothing = label_smoothing
         self._evaluations = nn.ModuleDict(
             {
                 split: SplitEvaluation(
@@ -369,7 +375,13 @@ class PolyModule(LightningModule):
     def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         config = self.model.config
         start = config.decoder_start_token_id if self._is_encoder_decoder else None
-        return example_losses(self.model, batch, start=start, pad=config.pad_token_id)
+        return example_losses(
+            self.model,
+            batch,
+            start=start,
+            pad=config.pad_token_id,
+            label_smoothing=self._label_smoothing if self.training else 0.0,
+        )
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
@@ -379,8 +391,12 @@ class PolyModule(LightningModule):
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
 
-def _check_arguments(task_names: Sequence[str], bounds: Mapping[str, int]) -> None:
+def _check_arguments(
+    task_names: Sequence[str], bounds: Mapping[str, int], label_smoothing: float
+) -> None:
     problems = [f"{name}={value} must be at least 1" for name, value in bounds.items() if value < 1]
+    if not 0 <= label_smoothing < 1:
+        problems.append(f"label_smoothing={label_smoothing} must be from 0 to below 1")
     twice = sorted({name for name in task_names if list(task_names).count(name) > 1})
     if twice:
         problems.append(f"task_names holds {', '.join(twice)} twice; every name needs its own id")
