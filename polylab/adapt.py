@@ -112,7 +112,10 @@ def finish(cfg: DictConfig, plan: Plan, results: "Results", *, folder: Path) -> 
             {"method": method, "shots": shots, "seeds": plan.seeds, "metrics": summary},
         )
     title = f"adapt={method}, {shots} shots: median and quartiles over {len(plan.seeds)} seeds"
-    Console().print(summary_table(summary, title=title))
+    console = Console()
+    if not console.is_terminal:  # a file has room for whole rows
+        console.width = max(console.width, 1000)
+    console.print(summary_table(summary, title=title))
     means = [f"{metric} {part['mean_of_medians']:.3f}" for metric, part in summary.items()]
     print(f"test, mean over tasks of the medians: {' · '.join(means)} · {folder}", flush=True)
 

@@ -118,7 +118,8 @@ def summary_table(summary: Mapping[str, Any], *, title: str) -> Any:
     """A rich table of `summarise`: a row per task, the mean over tasks last."""
     from rich.table import Table
 
-    table = Table("task", title=title)
+    table = Table(title=title)
+    table.add_column("task", overflow="fold")  # where there is no room; names are never cut
     for metric in summary:
         table.add_column(metric, justify="right")
     for task in next(iter(summary.values()))["tasks"]:

@@ -53,6 +53,8 @@ def test_every_method(
     units = [(row["task"], row["seed"]) for row in rows]
     assert units == [("double", "0"), ("double", "5"), ("last", "0"), ("last", "5")]
     assert {row["method"] for row in rows} == {method}
+    (line,) = [line for line in done.out.splitlines() if " double " in line]
+    assert line.count("[") == line.count("]") == 4  # metrics with their intervals, on one line
     assert {row["shots"] for row in rows} == {"6"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     losses = sorted(float(row["loss"]) for row in rows[:2])
