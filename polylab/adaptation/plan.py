@@ -107,6 +107,13 @@ def _check_adapt(cfg: DictConfig) -> None:
         )
     if cfg.trainer.compile:
         raise ConfigError("trainer.compile=true: an adaptation is not compiled · leave it out")
+    precision = str(cfg.trainer.precision)
+    if precision.startswith(("64", "transformer-engine")) or precision in ("16-true", "bf16-true"):
+        raise ConfigError(
+            f"trainer.precision={precision} casts the run's weights, and the next adaptation would "
+            "start from cast ones · give 32-true, bf16-mixed or 16-mixed; the backbone's dtype is "
+            "the run's"
+        )
     if cfg.optim.anneal_steps:
         raise ConfigError(
             f"optim.anneal_steps={cfg.optim.anneal_steps}: an adaptation does not anneal its "

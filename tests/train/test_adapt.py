@@ -193,6 +193,8 @@ def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> 
         ("poly", ["adapt.tasks=[last,last]"], "give each task once"),
         ("poly", ["trainer.max_steps=7"], "trainer.max_steps=7 with adapt.steps=3"),
         ("poly", ["trainer.compile=true"], "trainer.compile=true"),
+        ("poly", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true casts"),
+        ("poly", ["trainer.precision=64"], "trainer.precision=64 casts"),
         ("poly", ["optim.anneal_steps=2"], "optim.anneal_steps=2"),
     ],
 )
