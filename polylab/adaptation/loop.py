@@ -13,7 +13,6 @@ from polylab.adaptation.methods import ADAPTER, attached, count_adapted
 from polylab.adaptation.plan import Plan, attachment, build_unit_data
 from polylab.adaptation.resume import writing
 from polylab.adaptation.table import Results
-from polylab.config.files import folder_names
 from polylab.config.targets import build
 from polylab.parts import build_optim, build_trainer
 from polylab.poly.io import write_adapter
@@ -78,11 +77,9 @@ def _stay_on_device(module: LightningModule) -> None:
 
 def _save(plan: Plan, *, name: str, seed: int, folder: Path) -> None:
     """Write the adapter, with the run's tasks and the new one, to `adapters/TASK/seed_SEED`."""
-    names = [data.name for data in plan.tasks]
-    place = dict(zip(names, folder_names(names), strict=True))[name]
     model = plan.model
     write_adapter(
-        folder / "adapters" / place / f"seed_{seed}",
+        folder / "adapters" / plan.places[name] / f"seed_{seed}",
         model.config_of(ADAPTER),
         model=model.get_base_model(),
         adapter_name=ADAPTER,

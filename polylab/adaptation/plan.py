@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from polylab.config.checks import check_config
 from polylab.config.errors import ConfigError, user_mistakes
+from polylab.config.files import folder_names
 from polylab.config.launch import job_folder
 from polylab.config.suggest import hint, listing
 from polylab.config.targets import check_targets
@@ -43,6 +44,8 @@ class Plan:
     tasks: "list[TaskData]"
     seeds: list[int]
     shots: "Shots"
+    places: dict[str, str]
+    """Names of folders for all tasks of the data, so that `adapt.tasks` changes none."""
 
     @property
     def units(self) -> list[tuple[str, int]]:
@@ -78,11 +81,13 @@ def make_plan(cfg: DictConfig) -> Plan:
         ConfigError: If any of them refuses what it is given.
     """
     run_config, names = read_run(Path(cfg.run)), task_names(Path(cfg.run))
-    tasks = _choose_tasks(cfg, names)
+    found = _read_new_tasks(cfg)
+    tasks = _choose_tasks(cfg, found, names)
     shots = _make_shots(cfg)
     _check_shots(tasks, shots, seed=cfg.adapt.seeds[0])
     model, backbone = _load(cfg, run_config)
-    plan = Plan(model, backbone, names, tasks, [*cfg.adapt.seeds], shots)
+    places = dict(zip(found, folder_names([*found]), strict=True))
+    plan = Plan(model, backbone, names, tasks, [*cfg.adapt.seeds], shots, places)
     _check_plan(cfg, plan)
     return plan
 
@@ -131,16 +136,22 @@ def _check_monitor(monitor: str) -> None:
         )
 
 
-def _choose_tasks(cfg: DictConfig, run_tasks: list[str]) -> "list[TaskData]":
+def _read_new_tasks(cfg: DictConfig) -> "dict[str, TaskData]":
+    """All tasks of the data, by name."""
+    source = read_tasks(cfg)
+    if source is None:
+        raise ConfigError("data has no source of tasks · give data=jsonl data.path=DIR, say")
+    return {task.name: task for task in source().tasks}
+
+
+def _choose_tasks(
+    cfg: DictConfig, found: "dict[str, TaskData]", run_tasks: list[str]
+) -> "list[TaskData]":
     """The tasks of the data, or those of them that `adapt.tasks` names.
 
     Raises:
         ConfigError: If there is no such task, or one is a task of the run.
     """
-    source = read_tasks(cfg)
-    if source is None:
-        raise ConfigError("data has no source of tasks · give data=jsonl data.path=DIR, say")
-    found = {task.name: task for task in source().tasks}
     wanted = [*found] if cfg.adapt.tasks is None else [*cfg.adapt.tasks]
     for name in wanted:
         if name not in found:

@@ -159,6 +159,21 @@ def test_old_tasks_answer_as_before(
     assert not torch.equal(logits(place, 3), logits(place, 2))
 
 
+def test_folders_of_adapters_do_not_depend_on_the_chosen_tasks(
+    trained: Callable[..., Path], adapt: Callable[..., Any], new_tasks: Path, tmp_path: Path
+) -> None:
+    rows = (new_tasks / "last.jsonl").read_text()
+    for name in ("a b", "a_b"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    for name in ("a b", "a_b"):
+        given = [f"data.path={tmp_path}", f'adapt.tasks=["{name}"]', "adapt.seeds=[0]"]
+        done = adapt(trained(), *given, "adapt=z", "adapt.save=true", "adapt.steps=1")
+        assert done.code == 0, done.err
+    names = {path.name: path for path in (tmp_path / "out" / "adapters").iterdir()}
+    assert {*names} == {"a_b_0", "a_b_1"}
+    assert [*json.loads((names["a_b_1"] / "seed_0" / "tasks.json").read_text())][-1] == "a_b"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> None:
     run = polylab.load(trained("lora" if method == "shared" else "poly"))
