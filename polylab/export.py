@@ -4,7 +4,6 @@ Only what reads the configuration is imported here; torch and the rest follow on
 """
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.errors import ConfigError, explain, user_mistakes, wants_traceback
-from polylab.config.files import read_json
+from polylab.config.files import folder_names, read_json
 from polylab.config.help import EXPORT_HELP
 from polylab.config.launch import launch
 from polylab.config.suggest import hint, listing
@@ -174,21 +173,6 @@ def export_loras(model: "PolyModel", target: Path, *, names: list[str], name: st
     what = f"the LoRA of task {name}" if name is not None else f"{len(names)} LoRAs, a folder each"
     place = "DIR" if name is not None else "DIR/TASK"
     return f"{target}: {what} · load it with peft.PeftModel.from_pretrained(base, {place})"
-
-
-def folder_names(names: list[str]) -> list[str]:
-    """Return a folder's name for each task: its own, without what a path cannot hold."""
-    safe = [re.sub(r"[^\w.=+@-]+", "_", name).lstrip(".") or "task" for name in names]
-    folded = [name.casefold() for name in safe]
-    taken = {name for name in folded if folded.count(name) == 1}
-    folders = []
-    for index, name in enumerate(safe):
-        folder = name
-        while folded.count(name.casefold()) > 1 and (folder == name or folder.casefold() in taken):
-            folder = f"{folder}_{index}"
-        taken.add(folder.casefold())
-        folders.append(folder)
-    return folders
 
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:

@@ -17,6 +17,9 @@ from polylab.parts import SOURCE_KEYS, lightning_node
 CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+METHODS, PROTOCOLS = (
+    [o.stem for o in OPTIONS if o.parent.name == g] for g in ("adapt", "protocol")
+)
 # commands that have a configuration of their own, and the groups that only theirs use
 COMMANDS = ["adapt", "evaluate", "export", "train"]
 
@@ -64,7 +67,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 56
+    assert len(OPTIONS) == 60
     assert len(RECIPES) == 11
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))
@@ -72,18 +75,34 @@ def test_no_file_is_overlooked() -> None:
     assert not (CONF / "experiment").exists()  # a recipe there would be merged silently
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.parent.name == "adapt"], ids=str)
-def test_every_method(option: Path) -> None:
-    cfg = compose("adapt", [f"adapt={option.stem}", "run=RUN_DIR"])
-    assert cfg.adapt.method == option.stem
-    optim = OmegaConf.to_container(cfg.optim)
-    assert isinstance(optim, dict)
-    from polylab.training import OptimConfig
+@pytest.mark.parametrize(
+    ("method", "protocol", "data"),
+    [
+        *[(method, "default", "mixture") for method in METHODS],
+        *[("poly", protocol, "mixture") for protocol in PROTOCOLS if protocol != "default"],
+        *[("z", "t0", "p3"), ("full", "t0", "p3"), ("mu", "sni", "sni"), ("full", "sni", "sni")],
+    ],
+)
+def test_methods_and_protocols_of_an_adaptation(method: str, protocol: str, data: str) -> None:
+    from polylab.training import OptimConfig, PolyModule
 
-    OptimConfig(**{str(key): value for key, value in optim.items()})
+    given = [f"adapt={method}", f"protocol={protocol}", f"data={data}", "run=RUN_DIR"]
+    cfg = compose("adapt", given)
+    assert cfg.adapt.method == method
+    optim = OptimConfig(**_plain(cfg.optim))
+    assert optim.lr == (1e-4 if method == "full" else 3e-3 if protocol == "t0" else 1e-3)
+    assert (cfg.adapt.steps == 1000) == (protocol != "default")
+    assert cfg.trainer.max_steps == cfg.data.steps_per_epoch == cfg.adapt.steps
+    assert cfg.adapt.steps % cfg.adapt.validate_every == 0
+    cfg.module.num_beams = 1  # else that of the run
+    check_arguments(PolyModule, cfg.module, key="module")
+    assert cfg.module.label_smoothing == (0.1 if protocol == "sni" else 0)
+    assert len({*cfg.adapt.seeds}) == (5 if protocol == "crossfit" else 3)
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.parent.name != "adapt"], ids=str)
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS if o.parent.name not in ("adapt", "protocol")], ids=str
+)
 def test_every_option(option: Path) -> None:
     overrides = [f"{option.parent}={option.stem}"]
     if option.parent.name == "data":

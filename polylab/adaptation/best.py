@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +18,7 @@ class KeepBest(Callback):
     """Puts back, when training ends, the trainable weights of the best validation.
 
     Of validations with the same score the one with the lower loss is the better one, and of those
-    the first.
+    the first. The last step is followed by a validation too, whatever `trainer.val_check_interval`.
 
     Args:
         monitor: A metric that is logged under `val/`; `loss` is better when lower.
@@ -28,7 +29,22 @@ class KeepBest(Callback):
         self._best = (-math.inf, -math.inf)
         self._state: dict[str, Tensor] | None = None
 
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # as after an early stop Lightning validates once more
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # a validation without answers leaves the metrics of an earlier one
+        is_new = self.monitor == "loss" or getattr(pl_module, "generates", True)
+        if trainer.sanity_checking or not is_new:
+            return
         score = self._score(trainer)
         if self._state is None or score > self._best:
             self._best = score

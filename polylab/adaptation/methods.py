@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from polylab.poly import PolyConfig, PolyModel
 from polylab.poly.injection import layers_of
+from polylab.poly.routers import CPolyRouter
 from polylab.poly.saved_modules import saved_modules
 from polylab.poly.tensors import adapter_tensors, copy_tensors
 
-__all__ = ["ADAPTER", "METHODS", "attached", "check_method", "count_adapted"]
+__all__ = ["ADAPTER", "METHODS", "attached", "check_method", "count_adapted", "trains_routing"]
 
 ADAPTER = "few_shot"
 METHODS = ("poly", "z", "mu", "shared", "private", "lora", "full")
+_ROUTING = ("poly", "z")  # methods that train the run's routers
 _ROUTED = ("poly", "c-poly", "mope", "uniform")
 _OWN_PARTS = {"poly_lora_A", "poly_lora_B", "poly_router", "modules_to_save"}
 
@@ -40,6 +42,11 @@ def check_method(model: PolyModel, method: str) -> None:
             f"adapt=z: the run has poly_type={kind!r}, whose router has no row of a task's own "
             "that could train alone · give another method, adapt=lora for example."
         )
+    if method == "z" and not _has_choice(model):
+        raise ValueError(
+            "adapt=z: the run has n_skills=1, whose weight is 1 whatever the router's row is, so "
+            "that nothing would train · give adapt=poly or adapt=mu, which train the skill."
+        )
     if method == "shared" and kind != "shared":
         raise ValueError(
             f"adapt=shared: the run has poly_type={kind!r} and no adapter that all tasks share "
@@ -56,7 +63,9 @@ def attached(
     """Have `model` compute with, and train, what `method` adapts to `task`, inside.
 
     The new task's id is the one after those of the run. Afterwards the model is what it was, bit
-    for bit: every method but `full` trains an adapter of its own beside the run's.
+    for bit: every method but `full` trains an adapter of its own beside the run's. What trains the
+    routing starts without the run's `uniform_share`: where that is 1 (the run was annealed),
+    routers get no gradient.
 
     Args:
         model: With the run's adapter active, frozen.
@@ -77,9 +86,7 @@ def attached(
     try:
         _add(model, method, task=task, like=like, r=r)
         model.set_adapter(ADAPTER)
-        if method == "z":
-            for module in saved_modules(model.model).values():
-                module.requires_grad_(False)
+        _freeze_rest(model, method)
         yield
     finally:
         model.set_adapter(before)
@@ -89,12 +96,27 @@ def attached(
         model.eval()
 
 
+def trains_routing(method: str) -> bool:
+    """Whether the run's routers learn in it, where there is more than one skill to choose from."""
+    return method in _ROUTING
+
+
 def count_adapted(model: PolyModel) -> int:
-    """Trainable parameters; of a router's table only the new task's row, for no other one moves."""
+    """The parameters that the new task's loss moves.
+
+    Of a router's table that is the task's own row; of a bank with private skills (C-Poly) the
+    shared ones and the task's own.
+    """
     trainable = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
     for table in _task_tables(model):
         if id(table) in trainable:
             trainable[id(table)] = table.numel() // len(table)
+    name = model.active_adapter
+    for layer in layers_of(model.model, name).values():
+        router = layer.router(name)
+        for bank in (layer.poly_lora_A[name], layer.poly_lora_B[name]):
+            if id(bank) in trainable and isinstance(router, CPolyRouter):
+                trainable[id(bank)] = bank.numel() // router.n_skills * router.n_gates
     return sum(trainable.values())
 
 
@@ -108,12 +130,26 @@ def _add(model: PolyModel, method: str, *, task: str, like: int | str, r: int | 
         model.average_skills(ADAPTER)
     else:
         fields["trainable"] = "router" if method == "z" else "all"
+        if trains_routing(method):
+            fields["uniform_share"] = 0.0
         model.add_adapter(ADAPTER, replace(old, **fields))
         tensors = adapter_tensors(model.model, before)
         copy_tensors(tensors, model.model, adapter_name=ADAPTER)
-    is_routed = method in ("poly", "z")
     new: Any = 1 if old.task_names is None else [task]
-    model.add_tasks(new, like=like if is_routed else "fresh", adapter_name=ADAPTER)
+    model.add_tasks(new, like=like if trains_routing(method) else "fresh", adapter_name=ADAPTER)
+
+
+def _freeze_rest(model: PolyModel, method: str) -> None:
+    """Freeze what `method` leaves alone, and routers that have nothing to choose.
+
+    The gradient of the latter is 0 but for rounding, which Adam would make whole steps of.
+    """
+    if method == "z":
+        for module in saved_modules(model.model).values():
+            module.requires_grad_(False)
+    if not _has_choice(model):
+        for router in _routers(model):
+            router.requires_grad_(False)
 
 
 def _fresh_lora(config: PolyConfig, r: int | None) -> PolyConfig:
@@ -125,6 +161,12 @@ def _fresh_lora(config: PolyConfig, r: int | None) -> PolyConfig:
     fields = {name: getattr(config, name) for name in kept}
     ranks = {"r": config.r, "rank_pattern": config.rank_pattern} if r is None else {"r": r}
     return replace(plain, poly_type="shared", n_skills=1, noise="none", **fields, **ranks)
+
+
+def _has_choice(model: PolyModel) -> bool:
+    """Whether the weights of a task's or a row's skills are not 1 in any case."""
+    top_k = model.config_of(model.active_adapter).top_k
+    return top_k != 1 and any(router.n_skills > 1 for router in _routers(model))
 
 
 def _has_rows_only(model: PolyModel) -> bool:

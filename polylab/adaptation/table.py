@@ -36,11 +36,13 @@ class Results:
         """
         if not path.is_file():
             return cls(path)
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [*csv.DictReader(file)]
         try:
-            found = {(row["task"], int(row["seed"])): _typed(row) for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                if gone := {*_FIRST, *_LAST} - {*(reader.fieldnames or ())}:
+                    raise ValueError(f"it has no column {', '.join(sorted(gone))}")
+                found = {(row["task"], int(row["seed"])): _typed(row) for row in reader}
+        except (OSError, csv.Error, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{path} is no table of an adaptation ({error}) · give another folder, or delete it"
             ) from error
@@ -116,7 +118,8 @@ def summary_table(summary: Mapping[str, Any], *, title: str) -> Any:
     """A rich table of `summarise`: a row per task, the mean over tasks last."""
     from rich.table import Table
 
-    table = Table("task", title=title)
+    table = Table(title=title)
+    table.add_column("task", overflow="fold")  # where there is no room; names are never cut
     for metric in summary:
         table.add_column(metric, justify="right")
     for task in next(iter(summary.values()))["tasks"]:

@@ -23,6 +23,7 @@ _FINITE: Rule = (
     lambda value: math.isfinite(value) and value >= 0,
 )
 _SHARE: Rule = ("must be from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: Rule = ("must be from 0 to below 1", lambda value: 0 <= value < 1)
 _STEPS: Rule = ("must be at least 1, or -1 for no limit", lambda value: value == -1 or value >= 1)
 
 RULES: dict[str, Rule] = {
@@ -34,7 +35,7 @@ RULES: dict[str, Rule] = {
     "adapter.temperature": _POSITIVE,
     "adapter.n_private": _COUNT,
     "adapter.top_k": _COUNT,
-    "adapter.dropout": ("must be from 0 to below 1", lambda value: 0 <= value < 1),
+    "adapter.dropout": _BELOW_ONE,
     "adapter.uniform_share": _SHARE,
     "optim.lr": _FINITE,
     "optim.router_lr": _FINITE,
@@ -61,6 +62,7 @@ RULES: dict[str, Rule] = {
     "module.max_new_tokens": _COUNT,
     "module.num_beams": _COUNT,
     "module.generate_every_n_validations": _NOT_NEGATIVE,
+    "module.label_smoothing": _BELOW_ONE,
     "trainer.max_steps": _STEPS,
     "trainer.accumulate_grad_batches": _COUNT,
     "callbacks.routing.max_layers": _NOT_NEGATIVE,

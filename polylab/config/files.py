@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,21 @@ def fresh_folder(path: str) -> str:
             attempt = Path(f"{path}_{count}")
         else:
             return str(attempt)
+
+
+def folder_names(names: list[str]) -> list[str]:
+    """Return a folder's name for each task: its own, without what a path cannot hold."""
+    safe = [re.sub(r"[^\w.=+@-]+", "_", name).lstrip(".") or "task" for name in names]
+    folded = [name.casefold() for name in safe]
+    taken = {name for name in folded if folded.count(name) == 1}
+    folders = []
+    for index, name in enumerate(safe):
+        folder = name
+        while folded.count(name.casefold()) > 1 and (folder == name or folder.casefold() in taken):
+            folder = f"{folder}_{index}"
+        taken.add(folder.casefold())
+        folders.append(folder)
+    return folders
 
 
 def of_run(run: str, key: str) -> Any:

@@ -194,6 +194,7 @@ class ModuleSchema:
     predictions_per_task: int | None = 16
     generate_every_n_validations: int = 1
     rank_options: str | None = "mean"
+    label_smoothing: float = 0.0
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from polylab.training.evaluation import TEXT_METRICS, Metrics, Prediction, SplitEvaluation
 from polylab.training.generation import generate_texts
 from polylab.training.journal import Answers, Journal
-from polylab.training.losses import ExampleLosses, example_losses, reusable
+from polylab.training.losses import ExampleLosses, reusable
 from polylab.training.ranking import Choices, RankOptions, check_rank_options, option_scores
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class EvaluatedModule(LightningModule):
         return {"start": start, "pad": config.pad_token_id}
 
     def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
-        return example_losses(self.model, batch, **self._special_tokens)
+        """Of a batch, in evaluation or in training."""
+        raise NotImplementedError
 
     def _send(self, metrics: dict[str, float]) -> None:
         for logger in self.trainer.loggers:

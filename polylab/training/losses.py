@@ -50,6 +50,7 @@ def example_losses(
     start: int | None,
     pad: int,
     encoded: Float[Tensor, "batch seq d_model"] | None = None,
+    label_smoothing: float = 0.0,
 ) -> ExampleLosses:
     """Summed token losses and label tokens of each example.
 
@@ -61,6 +62,8 @@ def example_losses(
         start: The decoder's first token for an encoder-decoder, None for a decoder-only model.
         pad: Pad token.
         encoded: The encoder's output for `input_ids`, where it is known (see `reusable`).
+        label_smoothing: How much of each label token's probability goes to all tokens alike, as in
+            `torch.nn.functional.cross_entropy`.
     """
     labels, mask = batch["labels"], batch["attention_mask"]
     inputs = {
@@ -79,7 +82,11 @@ def example_losses(
         output = model(prompt_mask=before_first_label(labels, mask), **inputs)
         logits, labels = output.logits[:, :-1], labels[:, 1:]
     losses = F.cross_entropy(
-        logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
+        logits.transpose(1, 2).float(),
+        labels,
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
     tokens = (labels != IGNORED).sum(dim=1)
     prior, encoded = (getattr(output, k, None) for k in ("prior_loss", "encoder_last_hidden_state"))

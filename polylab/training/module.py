@@ -17,7 +17,7 @@ from polylab.training.distributed import gather_objects
 from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
-from polylab.training.losses import ExampleLosses, TaskLosses
+from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
 from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
@@ -65,6 +65,7 @@ class PolyModule(EvaluatedModule):
         categories: Mapping[str, Sequence[str]] | None = None,
         generate_every_n_validations: int = 1,
         rank_options: RankOptions | None = "mean",
+        label_smoothing: float = 0.0,
     ) -> None:
         """Wrap `model`.
 
@@ -86,12 +87,15 @@ class PolyModule(EvaluatedModule):
                 0 no other does.
             rank_options: How examples with options are scored for `rank_accuracy`: by the `mean`
                 log-likelihood of an option's tokens or their `sum`; None leaves it out.
+            label_smoothing: Of the loss that is trained on and logged under `train/`; those under
+                `val/` and `test/` have none.
 
         Raises:
-            ValueError: If a bound is below its least value, or two tasks share a name.
+            ValueError: If a bound is below its least value, the smoothing is not from 0 to below
+                1, or two tasks share a name.
         """
         bounds = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        _check_arguments(task_names, bounds)
+        _check_arguments(task_names, bounds, label_smoothing)
         super().__init__(
             model,
             tokenizer,
@@ -115,9 +119,11 @@ class PolyModule(EvaluatedModule):
                 "predictions_per_task": predictions_per_task,
                 "generate_every_n_validations": generate_every_n_validations,
                 "rank_options": rank_options,
+                "label_smoothing": label_smoothing,
             },
             logger=False,
         )
+        self._label_smoothing = label_smoothing
         self._seed = seed
         self._losses = TaskLosses(self.task_names)
         self._rng = RngStream()
@@ -276,12 +282,20 @@ class PolyModule(EvaluatedModule):
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own
             self._rng.load_state_dict(state["rng"][rank])
 
+    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+        smoothing = self._label_smoothing if self.training else 0.0
+        return example_losses(self.model, batch, label_smoothing=smoothing, **self._special_tokens)
+
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
 
-def _check_arguments(task_names: Sequence[str], bounds: Mapping[str, int]) -> None:
+def _check_arguments(
+    task_names: Sequence[str], bounds: Mapping[str, int], label_smoothing: float
+) -> None:
     problems = [f"{name}={value} must be at least 1" for name, value in bounds.items() if value < 1]
+    if not 0 <= label_smoothing < 1:
+        problems.append(f"label_smoothing={label_smoothing} must be from 0 to below 1")
     twice = sorted({name for name in task_names if list(task_names).count(name) > 1})
     if twice:
         problems.append(f"task_names holds {', '.join(twice)} twice; every name needs its own id")

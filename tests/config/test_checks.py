@@ -24,6 +24,7 @@ FINE = {
     "seed": 0,
     "adapter": {"r": 4, "n_skills": 3, "n_splits": 1, "alpha": 1.0, "temperature": 1.0},
     "data": {"batch_size": 8, "temperature": 1.0, "num_workers": 0},
+    "module": {"label_smoothing": 0.1},
     "trainer": {"max_steps": -1},
     "ckpt_path": None,
     "init_from": None,
@@ -47,6 +48,7 @@ def test_a_good_configuration_passes() -> None:
         ("data.num_workers", -1),
         ("data.group_by_length", 0),
         ("data.max_examples_per_task", 0),
+        ("module.label_smoothing", 1.0),
         ("trainer.max_steps", 0),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from polylab.config.files import (
+    folder_names,
     fresh_folder,
     read_json,
     register_resolvers,
@@ -74,3 +75,8 @@ def test_a_run_without_experiment_is_called_train() -> None:
         {"e": None, "f": "x", "a": "${experiment_name:${e}}", "b": "${experiment_name:${f}}"}
     )
     assert (node.a, node.b) == ("train", "x")
+
+
+def test_folders_of_tasks() -> None:
+    assert folder_names(["glue/sst2", "..", "a b", "é"]) == ["glue_sst2", "task", "a_b", "é"]
+    assert folder_names(["a/b", "a b", "A_b", "c"]) == ["a_b_0", "a_b_1", "A_b_2", "c"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from polylab.config.help import EXPORT_HELP, GROUPS, help_text, options
+from polylab.config.help import ADAPT_GROUPS, EXPORT_HELP, GROUPS, help_text, options
 from polylab.config.paths import config_folder
 
 HEAVY = ("torch", "lightning", "transformers", "wandb", "datasets", "pandas", "matplotlib")
@@ -30,7 +30,7 @@ def test_help_and_five_examples_without_heavy_imports(command: str, text: str) -
 
 def test_every_group_is_listed_with_all_options() -> None:
     folders = {path.name for path in config_folder("conf").iterdir() if path.is_dir()}
-    assert folders <= set(GROUPS) | {"adapt"}
+    assert folders <= set(GROUPS) | set(ADAPT_GROUPS)
     lines = {line.split()[0]: line for line in help_text().splitlines() if line.startswith("  ")}
     for group in GROUPS:
         assert all(option in lines[group] for option in options(group)), group

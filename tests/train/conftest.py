@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import logging
 import os
 import subprocess
@@ -113,6 +114,40 @@ def trained(
             assert done.code == 0, done.err
             folders[key] = done.folder
         return folders[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of 60 and 40 rows that no run has seen."""
+    folder = tmp_path_factory.mktemp("new")
+    for name, n in {"double": 60, "last": 40}.items():
+        rows = [{"input": f"{name} {i}", "target": str(2 * i)} for i in range(n)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_shot(new_tasks: Path) -> list[str]:
+    """Overrides that make an adaptation to them tiny."""
+    return [
+        *("data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10"),
+        *("trainer=cpu", "adapt.steps=3", "adapt.validate_every=2", "adapt.shots=6"),
+        *("adapt.validation_rows=4", "adapt.seeds=[0,5]", "data.test_examples_per_task=3"),
+        *("data.eval_examples_per_task=3", "module.max_new_tokens=3"),
+    ]
+
+
+@pytest.fixture
+def adapt(
+    run_here: Callable[..., Done], few_shot: list[str], tmp_path: Path
+) -> Callable[..., Done]:
+    """Adapts a run in this process; the folder is `tmp_path/out` unless said otherwise."""
+
+    def run(folder: Path, *arguments: str, out: str = "out") -> Done:
+        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *few_shot, *arguments]
+        return run_here(*given, cwd=tmp_path, command="adapt")
 
     return run
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +21,6 @@ from polylab.adaptation.methods import METHODS, attached
 from polylab.adaptation.shots import Shots, draw_shots
 from polylab.data import Example, TaskData
 
-QUICK = [
-    *("trainer=cpu", "adapt.steps=3", "adapt.validate_every=2", "adapt.shots=6"),
-    *("adapt.validation_rows=4", "adapt.seeds=[0,5]", "data.test_examples_per_task=3"),
-    *("data.eval_examples_per_task=3", "module.max_new_tokens=3"),
-]
 KILLED = """
 import os, signal
 from polylab.adaptation.table import Results
@@ -38,28 +35,6 @@ Results.add = counted
 from polylab.adapt import main
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def new_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of 60 and 40 rows."""
-    folder = tmp_path_factory.mktemp("new")
-    for name, n in {"double": 60, "last": 40}.items():
-        rows = [{"input": f"{name} {i}", "target": str(2 * i)} for i in range(n)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def adapt(run_here: Callable[..., Any], new_tasks: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command in this process; its folder is `tmp_path/out` unless said otherwise."""
-
-    def run(folder: Path, *arguments: str, out: str = "out") -> Any:
-        data = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10"]
-        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *data, *QUICK, *arguments]
-        return run_here(*given, cwd=tmp_path, command="adapt")
-
-    return run
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -78,6 +53,8 @@ def test_every_method(
     units = [(row["task"], row["seed"]) for row in rows]
     assert units == [("double", "0"), ("double", "5"), ("last", "0"), ("last", "5")]
     assert {row["method"] for row in rows} == {method}
+    (line,) = [line for line in done.out.splitlines() if " double " in line]
+    assert line.count("[") == line.count("]") == 4  # metrics with their intervals, on one line
     assert {row["shots"] for row in rows} == {"6"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     losses = sorted(float(row["loss"]) for row in rows[:2])
@@ -111,11 +88,10 @@ def test_a_row_does_not_depend_on_what_else_is_adapted(
 
 
 def test_a_killed_command_goes_on(
-    trained: Callable[..., Path], adapt: Callable[..., Any], new_tasks: Path, tmp_path: Path
+    trained: Callable[..., Path], adapt: Callable[..., Any], few_shot: list[str], tmp_path: Path
 ) -> None:
     assert adapt(trained(), "adapt=z", out="whole").code == 0
-    given = ["data=jsonl", f"data.path={new_tasks}", "data.source.min_rows_to_split=10", *QUICK]
-    given += [f"run={trained()}", f"hydra.run.dir={tmp_path / 'out'}", "adapt=z"]
+    given = [*few_shot, f"run={trained()}", f"hydra.run.dir={tmp_path / 'out'}", "adapt=z"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *given], cwd=tmp_path, capture_output=True, timeout=240
     )
@@ -128,6 +104,38 @@ def test_a_killed_command_goes_on(
     done = adapt(trained(), "adapt=z", "adapt.steps=2")
     assert done.code == 1
     assert "has results of adapt.steps=3" in done.err
+
+
+@pytest.mark.parametrize("when", ["rows", "summary"])
+def test_a_full_disk(
+    trained: Callable[..., Path],
+    adapt: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    one = ["adapt=z", "adapt.tasks=[last]"]
+    before, count = os.replace, {"results.csv": 0, "summary.json": 0}
+
+    def full(source: Any, target: Any) -> None:
+        name = Path(target).name
+        count[name] = count.get(name, 0) + 1
+        if (when == "rows" and count["results.csv"] == 2) or count["summary.json"] == 1:
+            raise OSError(28, "No space left on device")
+        before(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        done = adapt(trained(), *one)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    out = tmp_path / "out"
+    assert line.startswith(f"{out} cannot be written: [Errno 28] No space left on device")
+    assert len(_rows(out)) == (1 if when == "rows" else 2)
+    assert not [path for path in out.iterdir() if path.name.startswith(".results")]
+    done = adapt(trained(), *one)
+    assert (done.code, len(_rows(out))) == (0, 2)
+    assert f"{1 if when == 'rows' else 2} of 2 are there already" in done.out
 
 
 def test_old_tasks_answer_as_before(
@@ -149,6 +157,21 @@ def test_old_tasks_answer_as_before(
     for task in range(3):
         assert torch.equal(logits(place, task), logits(trained() / "adapter", task))
     assert not torch.equal(logits(place, 3), logits(place, 2))
+
+
+def test_folders_of_adapters_do_not_depend_on_the_chosen_tasks(
+    trained: Callable[..., Path], adapt: Callable[..., Any], new_tasks: Path, tmp_path: Path
+) -> None:
+    rows = (new_tasks / "last.jsonl").read_text()
+    for name in ("a b", "a_b"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    for name in ("a b", "a_b"):
+        given = [f"data.path={tmp_path}", f'adapt.tasks=["{name}"]', "adapt.seeds=[0]"]
+        done = adapt(trained(), *given, "adapt=z", "adapt.save=true", "adapt.steps=1")
+        assert done.code == 0, done.err
+    names = {path.name: path for path in (tmp_path / "out" / "adapters").iterdir()}
+    assert {*names} == {"a_b_0", "a_b_1"}
+    assert [*json.loads((names["a_b_1"] / "seed_0" / "tasks.json").read_text())][-1] == "a_b"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,6 +201,16 @@ def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> 
         ("poly", ["adapt.seeds=[1,1]"], "adapt.seeds=[1, 1]"),
         ("poly", ["adapt=polly"], "adapt=polly"),
         ("poly", ["adapt.monitor=f2"], "adapt.monitor=f2"),
+        ("poly", ["run=nowhere"], "run=nowhere: there is no such folder"),
+        ("poly", ["run=."], "run=.: it has no config.yaml"),
+        ("poly", ["data.path=nowhere"], "nowhere"),
+        ("poly", ["adapt.tasks=[]"], "adapt.tasks=[] · give each task once, and at least one"),
+        ("poly", ["adapt.tasks=[last,last]"], "give each task once"),
+        ("poly", ["trainer.max_steps=7"], "trainer.max_steps=7 with adapt.steps=3"),
+        ("poly", ["trainer.compile=true"], "trainer.compile=true"),
+        ("poly", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true casts"),
+        ("poly", ["trainer.precision=64"], "trainer.precision=64 casts"),
+        ("poly", ["optim.anneal_steps=2"], "optim.anneal_steps=2"),
     ],
 )
 def test_mistakes(
@@ -191,7 +224,32 @@ def test_mistakes(
     done = adapt(trained(adapter), *arguments)
     assert done.code == 1
     assert says in done.err
+    assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_the_runs_own_tasks(
+    trained: Callable[..., Path], adapt: Callable[..., Any], task_folder: Path
+) -> None:
+    done = adapt(trained(), f"data.path={task_folder}", "adapt.tasks=[upper]")
+    assert done.code == 1
+    assert "data: upper: tasks of run=" in done.err
+    assert "choose others" in done.err
+
+
+def test_a_run_that_did_not_finish(
+    trained: Callable[..., Path], adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(trained(), cut)
+    (cut / "adapter" / "adapter_model.safetensors").write_bytes(b"12345678{")
+    done = adapt(cut)
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"run={cut}: ")
+    assert "adapter_model.safetensors" in line
+    shutil.rmtree(cut / "adapter")
+    assert "there is no adapter/ in it: it did not finish" in adapt(cut).err
 
 
 def test_shots_are_apart_from_what_is_held_out() -> None:

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from polylab import PolyModel
-from polylab.export import folder_names
 
 TASKS = ["copy", "first", "upper"]
 
@@ -235,8 +234,3 @@ def test_a_disk_that_fills_up_leaves_nothing(
     monkeypatch.setattr(PolyModel, "export_lora", second_fails)
     line = _one_line(export(f"run={trained('poly')}", "to=out"))
     assert line == "to=out: [Errno 28] No space left on device"
-
-
-def test_folders_of_tasks() -> None:
-    assert folder_names(["glue/sst2", "..", "a b", "é"]) == ["glue_sst2", "task", "a_b", "é"]
-    assert folder_names(["a/b", "a b", "A_b", "c"]) == ["a_b_0", "a_b_1", "A_b_2", "c"]

@@ -76,15 +76,15 @@ def _step(module, batch):
 def seen(monkeypatch):
     """The rows of every call of the model in training."""
     calls, losses = [], lengths.ExampleLosses
-    from polylab.training import evaluated
+    from polylab.training import module
 
     def spy(model, batch, **options):
         calls.append(batch["rows"].tolist())
         return inner(model, batch, **options)
 
-    inner = evaluated.example_losses
-    monkeypatch.setattr(evaluated, "example_losses", spy)
-    assert losses is evaluated.ExampleLosses
+    inner = module.example_losses
+    monkeypatch.setattr(module, "example_losses", spy)
+    assert losses is module.ExampleLosses
     return calls
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from polylab.training.losses import before_first_label, shift_right
 
@@ -27,6 +28,41 @@ def test_a_loss_belongs_to_its_example(poly_module, make_batch, kind):
         alone, its_tokens = module._example_losses(make_batch(5, only=i, **kw))[:2]
         torch.testing.assert_close(losses[i : i + 1], alone, rtol=1e-5, atol=1e-5)  # padded width
         assert its_tokens.item() == tokens[i].item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_label_smoothing_is_torchs(poly_module, make_batch, kind):
+    module = poly_module(kind, dropout=0.0, poly={"noise": "none"}, label_smoothing=0.3)
+    batch = make_batch(5, is_encoder_decoder=kind == "t5")
+    names = ("input_ids", "attention_mask", "labels", "task_ids")
+    with torch.no_grad():
+        logits = module.model(**{name: batch[name] for name in names}).logits
+    labels = batch["labels"]
+    if kind == "gpt2":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    plain, smooth = (
+        cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=share)
+        for share in (0.0, 0.3)
+    )
+    assert abs(smooth - plain) > 1e-3
+    for mode, expected in ((True, smooth), (False, plain)):
+        found = module.train(mode)._example_losses(batch)
+        torch.testing.assert_close(found.losses.sum() / found.tokens.sum(), expected)
+    assert found.losses.shape == (5,)
+
+
+def test_reported_losses_are_not_smoothed(poly_module, make_data, make_trainer):
+    found = []
+    for share in (0.0, 0.3):
+        module = poly_module(optim={"lr": 0.0, "router_lr": 0.0}, label_smoothing=share)
+        trainer = make_trainer(max_steps=2, val_check_interval=2, log_every_n_steps=1)
+        trainer.fit(module, make_data())
+        trained = float(trainer.callback_metrics["train/loss"])
+        trainer.test(module, make_data(), verbose=False)
+        losses = [module.results[split]["loss"] for split in ("val", "test")]
+        found.append((losses, trained))
+    assert found[0][0] == found[1][0]
+    assert abs(found[0][1] - found[1][1]) > 1e-3
 
 
 def test_the_decoder_sees_the_label_before():

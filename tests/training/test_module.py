@@ -216,6 +216,8 @@ def test_a_sanity_check_leaves_no_result(poly_module, make_data, make_trainer):
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be from 0 to below 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1 must be from 0 to below 1"),
         ({"task_names": ["a", "b", "a"]}, "task_names holds a twice"),
         ({"optim": {"router": "idle"}}, "optim.router=idle is not available"),
     ],
