@@ -173,7 +173,7 @@ class SniSchema:
 
 @dataclass
 class SniDataSchema(LocalDataSchema):
-    tasks: str = "all"
+    tasks: str = "auto"
     max_examples_per_task: int | None = None
     sni: SniSchema = field(default_factory=SniSchema)
 

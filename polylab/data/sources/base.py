@@ -122,6 +122,10 @@ class FileSource(ABC):
     def where(self) -> str:
         """The place, as errors name it."""
 
+    def remarks(self) -> Sequence[str]:
+        """Sentences on which tasks are read, where that is not simply what was asked for."""
+        return ()
+
     def fingerprint(self) -> str:
         """Changes with the settings and the files (their paths, sizes and times of change)."""
         state = [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)]
@@ -153,6 +157,8 @@ class FileSource(ABC):
             ValueError: As `__call__`, for empty tasks at the end.
         """
         readers = self.readers()
+        for sentence in self.remarks():
+            notes.say(sentence, first=True)
         pairs, test_pairs = _held_out_pairs(readers)
         empty: list[str] = []
         missing: dict[str, list[str]] = {split: [] for split in HELD_OUT}
