@@ -82,7 +82,7 @@ def test_the_first_instances_are_the_test(checkout: Callable[..., Path]) -> None
     ],
 )
 def test_official_lists(
-    checkout: Callable[..., Path], given: dict[str, str], names: list[int], says: str | None
+    checkout: Callable[..., Path], given: dict[str, Any], names: list[int], says: str | None
 ) -> None:
     collection = NaturalInstructions(checkout(), **given)()
     assert collection.names == [NAMES[i] for i in names]

@@ -181,8 +181,8 @@ class FileSource(ABC):
         reader: TaskReader,
         notes: Notes,
         *,
-        pairs: set[tuple[str, str]],
-        test_pairs: set[tuple[str, str]],
+        pairs: set[bytes],
+        test_pairs: set[bytes],
     ) -> TaskData:
         given = {split: reader.read(split, notes) for split in HELD_OUT}
         about = reader.about()
@@ -222,11 +222,9 @@ class FileSource(ABC):
         )
 
 
-def _held_out_pairs(
-    readers: Sequence[TaskReader],
-) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+def _held_out_pairs(readers: Sequence[TaskReader]) -> tuple[set[bytes], set[bytes]]:
     """Texts and targets in validation or test, and in test, of all tasks."""
-    found: dict[str, set[tuple[str, str]]] = {split: set() for split in HELD_OUT}
+    found: dict[str, set[bytes]] = {split: set() for split in HELD_OUT}
     for reader in readers:
         for split, pairs in found.items():
             pairs |= pairs_of(reader.read(split, Notes()) or [])  # noted when it is used
@@ -237,8 +235,8 @@ def _without_overlaps(
     task: TaskData,
     notes: Notes,
     *,
-    pairs: set[tuple[str, str]],
-    test_pairs: set[tuple[str, str]],
+    pairs: set[bytes],
+    test_pairs: set[bytes],
 ) -> TaskData:
     validation = without_held_out(task.validation, task.test, test_pairs)
     train = without_held_out(task.train, [*task.validation, *task.test], pairs)
