@@ -64,7 +64,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 56
+    assert len(OPTIONS) == 57
     assert len(RECIPES) == 11
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))

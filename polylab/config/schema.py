@@ -179,6 +179,14 @@ class SniDataSchema(LocalDataSchema):
 
 
 @dataclass
+class CrossFitDataSchema(LocalDataSchema):
+    tasks: str = "auto"
+    partition: str | None = None
+    shots: int | None = None
+    seeds: list[int] | None = None
+
+
+@dataclass
 class CombinedDataSchema(DataSchema):
     # open: each source has the keys of its own option
     sources: Any = field(default_factory=lambda: OmegaConf.create({}, flags={"struct": False}))
@@ -345,6 +353,7 @@ def register_schemas() -> None:
         "data": DataSchema,
         "local_data": LocalDataSchema,
         "sni_data": SniDataSchema,
+        "crossfit_data": CrossFitDataSchema,
         "combined_data": CombinedDataSchema,
         "files_data": FilesDataSchema,
         "hub_data": HubDataSchema,
