@@ -123,7 +123,8 @@ class CrossFitSource(FileSource):
                 f"data.tasks=all: {others} dev and test tasks of {self.partition} are among those "
                 "read"
             )
-        seeds = sorted({seed for samples in found.values() for _, seed in samples})
+        keys = {key for samples in found.values() for key in samples}
+        seeds = sorted({seed for shots, seed in keys if self.shots in (None, shots)})
         if self.seeds is None and len(seeds) > 1:
             said.append(f"data.seeds=null: the files of the seeds {_listed(seeds)} are pooled")
         return said
