@@ -31,6 +31,7 @@ CLASSIFICATION = "polylab.training.ClassificationModule"
 SOURCE_KEYS = (
     *("path", "on_empty", "columns", "splits", "tasks", "max_examples_per_task"),
     *("config_name", "revision", "p3", "flan", "sni", "sources", "prefix"),
+    *("partition", "shots", "seeds"),
 )
 
 

@@ -59,6 +59,7 @@ RULES: dict[str, Rule] = {
     "data.group_by_length": _COUNT,
     "data.max_labels": _COUNT,
     "data.max_examples_per_task": _COUNT,
+    "data.shots": _COUNT,
     "module.max_new_tokens": _COUNT,
     "module.num_beams": _COUNT,
     "module.generate_every_n_validations": _NOT_NEGATIVE,

@@ -173,9 +173,17 @@ class SniSchema:
 
 @dataclass
 class SniDataSchema(LocalDataSchema):
-    tasks: str = "all"
+    tasks: str = "auto"
     max_examples_per_task: int | None = None
     sni: SniSchema = field(default_factory=SniSchema)
+
+
+@dataclass
+class CrossFitDataSchema(LocalDataSchema):
+    tasks: str = "auto"
+    partition: str | None = None
+    shots: int | None = None
+    seeds: list[int] | None = None
 
 
 @dataclass
@@ -347,6 +355,7 @@ def register_schemas() -> None:
         "data": DataSchema,
         "local_data": LocalDataSchema,
         "sni_data": SniDataSchema,
+        "crossfit_data": CrossFitDataSchema,
         "combined_data": CombinedDataSchema,
         "files_data": FilesDataSchema,
         "hub_data": HubDataSchema,

@@ -4,6 +4,7 @@ from polylab.data.datamodule import DataModule
 from polylab.data.example import Example
 from polylab.data.sources import (
     Combined,
+    CrossFitSource,
     CsvFiles,
     FlanSource,
     HubSource,
@@ -18,6 +19,7 @@ from polylab.data.tasks import TaskCollection, TaskData, TaskSource
 
 __all__ = [
     "Combined",
+    "CrossFitSource",
     "CsvFiles",
     "DataModule",
     "Example",

@@ -88,13 +88,17 @@ def _referring(example: Example, answers: Sequence[str]) -> Example:
     return example if references == example.references else replace(example, references=references)
 
 
-def pairs_of(examples: Iterable[Example]) -> set[tuple[str, str]]:
-    """Text and target of every example."""
-    return {(split_text(example), example.target) for example in examples}
+def pairs_of(examples: Iterable[Example]) -> set[bytes]:
+    """Text and target of every example, as 16 bytes each: there may be millions."""
+    return {_pair(split_text(example), example.target) for example in examples}
+
+
+def _pair(text: str, target: str) -> bytes:
+    return blake2b(f"{len(text)} {text}{target}".encode(), digest_size=16).digest()
 
 
 def without_held_out(
-    train: Sequence[Example], held_out: Sequence[Example], pairs: set[tuple[str, str]]
+    train: Sequence[Example], held_out: Sequence[Example], pairs: set[bytes]
 ) -> list[Example]:
     """Rows whose text is in none of the task's `held_out`, nor whose text and target in `pairs`.
 
@@ -107,5 +111,5 @@ def without_held_out(
     return [
         example
         for example in train
-        if (text := split_text(example)) not in texts and (text, example.target) not in pairs
+        if (text := split_text(example)) not in texts and _pair(text, example.target) not in pairs
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def checkout(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_the_first_instances_are_the_test(checkout: Callable[..., Path]) -> None:
-    tasks = NaturalInstructions(checkout(), validation_share=0.2)().tasks
+    tasks = NaturalInstructions(checkout(), tasks="all", validation_share=0.2)().tasks
     assert [task.name for task in tasks] == NAMES[:3]  # the fourth is excluded
     sizes = {task.name: len(task.test) for task in tasks}
     assert sizes == {NAMES[0]: 100, NAMES[1]: 20, NAMES[2]: 10}
@@ -66,20 +68,65 @@ def test_the_first_instances_are_the_test(checkout: Callable[..., Path]) -> None
     assert first.description == "Add the two numbers"
 
 
-def test_official_lists(checkout: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("given", "names", "says"),
+    [
+        (
+            {},
+            [0, 2],
+            r"data.tasks=auto: the 2 official training tasks of .*splits/default are read",
+        ),
+        ({"tasks": "train"}, [0, 2], None),
+        ({"tasks": "test"}, [1], None),
+        ({"tasks": "all"}, [0, 1, 2], "data.tasks=all: 1 official test tasks are among those"),
+    ],
+)
+def test_official_lists(
+    checkout: Callable[..., Path], given: dict[str, Any], names: list[int], says: str | None
+) -> None:
+    collection = NaturalInstructions(checkout(), **given)()
+    assert collection.names == [NAMES[i] for i in names]
+    official = [note for note in collection.notes if note.startswith("data.tasks=")]
+    assert len(official) == (says is not None)
+    assert all(re.search(str(says), note) for note in official)
+
+
+def test_the_lists_beside_a_folder_of_tasks_count(
+    checkout: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = checkout() / "tasks"
+    assert NaturalInstructions(tasks)().names == [NAMES[0], NAMES[2]]
+    monkeypatch.chdir(tasks)
+    assert NaturalInstructions(".")().names == [NAMES[0], NAMES[2]]
+
+
+def test_without_lists_all_tasks_are_read(checkout: Callable[..., Path]) -> None:
     root = checkout()
-    for tasks, wanted in {"train": [NAMES[0], NAMES[2]], "test": [NAMES[1]]}.items():
-        assert NaturalInstructions(root, tasks=tasks)().names == wanted
+    shutil.rmtree(root / "splits")
+    collection = NaturalInstructions(root)()
+    assert collection.names == NAMES
+    says = rf"data.tasks=auto: no splits/ in {re.escape(str(root))}, so that all 4 tasks are read"
+    assert re.match(says, collection.notes[0])
+    with pytest.raises(FileNotFoundError, match=r"needs the official lists.*no splits/ · set"):
+        NaturalInstructions(root, tasks="train")()
+
+
+def test_lists_and_files_that_do_not_agree(checkout: Callable[..., Path]) -> None:
+    root = checkout()
     with pytest.raises(
         FileNotFoundError, match=r"tracks here are 'default' · set data\.sni\.track"
     ):
         NaturalInstructions(root, track="xlingual")()
     (root / "tasks" / f"{NAMES[2]}.json").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the 2 train tasks, as '{NAMES[2]}'"):
-        NaturalInstructions(root, tasks="train")()
-    with pytest.raises(FileNotFoundError, match="needs the official lists"):
-        NaturalInstructions(root / "tasks", tasks="train")()
-    assert len(NaturalInstructions(root / "tasks")().tasks) == 3
+    for tasks in ("auto", "train"):
+        says = rf"lacks 1 of the 2 train tasks, as '{NAMES[2]}'"
+        with pytest.raises(FileNotFoundError, match=says):
+            NaturalInstructions(root, tasks=tasks)()
+    assert len(NaturalInstructions(root, tasks="all")().tasks) == 2
+    lists = root / "splits" / "default"
+    (lists / "test_tasks.txt").write_text(f"{NAMES[0]}\n{NAMES[1]}\n")
+    with pytest.raises(ValueError, match=rf"lists '{NAMES[0]}' for train and for test · a task is"):
+        NaturalInstructions(root)()
 
 
 def test_inputs_are_those_of_tk_instruct(checkout: Callable[..., Path]) -> None:
@@ -119,30 +166,72 @@ def test_examples_that_do_not_fit_are_left_out(
     assert len(text.split()) <= max(max_words, 20)
 
 
+def test_examples_of_either_kind_stay_as_far_as_they_fit(checkout: Callable[..., Path]) -> None:
+    """As Tk-Instruct tries them: each kind up to the first that does not fit, whatever the other.
+
+    With positive examples of 10, 50 and 10 words and negative ones of 17 and 10.
+    """
+    fillers = {"Positive": [0, 40, 0], "Negative": [7, 0]}
+    examples: dict[str, Any] = {
+        f"{kind} Examples": [{"input": "1 and 2" + " or" * n, "output": "3"} for n in numbers]
+        for kind, numbers in fillers.items()
+    }
+    root = checkout(**examples, Instances=[{"input": f"{i}", "output": "x"} for i in range(3)])
+
+    def input_of(max_words: int) -> str:
+        source = NaturalInstructions(
+            root, positive_examples=3, negative_examples=2, max_words=max_words
+        )
+        return source().tasks[0].test[0].instruction or ""
+
+    start, *parts, end = input_of(999).split("\n\n")
+    assert [len(part.split()) for part in parts] == [10, 50, 10, 17, 10]
+    found = set()
+    for max_words in range(20, 120, 2):
+        kept: list[str] = []
+        for kind in fillers:
+            for part in (part for part in parts if part.startswith(f" {kind}")):
+                if len(" ".join([start, *kept, part, end]).split()) > max_words:
+                    break
+                kept.append(part)
+        assert input_of(max_words) == "\n\n".join([start, *kept, end])
+        found.add(tuple(map(parts.index, kept)))
+    assert found == {(), (0,), (0, 3), (0, 3, 4), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)}
+
+
 def test_a_limit_is_of_what_is_trained_on(checkout: Callable[..., Path]) -> None:
     root = checkout()
-    found = NaturalInstructions(root, max_examples_per_task=40, validation_share=0.0)().tasks
+    given: dict[str, Any] = {"max_examples_per_task": 40, "validation_share": 0.0, "tasks": "all"}
+    found = NaturalInstructions(root, **given)().tasks
     assert [len(task.train) for task in found] == [40, 40, 20]
     assert [len(task.test) for task in found] == [100, 20, 10]
-    again = NaturalInstructions(root, max_examples_per_task=40, validation_share=0.0)().tasks
-    assert again == found
+    assert NaturalInstructions(root, **given)().tasks == found
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"Instances": "none"}, "'Instances' must be a list"),
+        ({"Instances": "none"}, "'Instances' is a str · it must be a list · mend"),
         (
             {"Instances": [{"input": 3, "output": ["x"]}] * 3},
-            "instance 0 has no text as its 'input'",
+            "the instance at position 0 has no text as its 'input' · .* · mend",
         ),
-        ({"Instances": [{"input": "x", "output": [3]}] * 3}, "instance 0: 'output' must be a list"),
-        ({"Instances": [{"id": "a", "input": "x", "output": ["3"]}] * 3}, r"share the ids \['a'\]"),
+        (
+            {"Instances": [{"id": "t-7", "input": "x", "output": [3]}]},
+            r"the instance 't-7': 'output' has \[3\] · it must be a list of strings · mend",
+        ),
+        (
+            {"Instances": [{"id": "a", "input": "x", "output": ["3"]}] * 3},
+            r"share the ids \['a'\] · ids must be distinct · rename",
+        ),
         ({"Instances": []}, "no usable training rows"),
-        ({"Definition": []}, "'Definition' is empty"),
-        ({"Categories": [3]}, "'Categories' must be a list of strings"),
-        ({"Positive Examples": ["x"]}, "an example has no 'input'"),
-        ({"Positive Examples": {"input": "x"}}, "'Positive Examples' must be a list"),
+        ({"Definition": []}, "'Definition' is empty · .* · mend"),
+        ({"Categories": [3]}, r"'Categories' has \[3\] · it must be a list of strings · mend"),
+        ({"Positive Examples": ["x"]}, "Positive Example 1 has no 'input' · .* · mend"),
+        (
+            {"Positive Examples": {"input": "x"}},
+            "'Positive Examples' is a dict · it must be a list · mend",
+        ),
         ({"Instances": [{"id": ["a"], "input": "x", "output": ["3"]}] * 3}, "share the ids"),
     ],
 )
@@ -155,7 +244,7 @@ def test_broken_tasks(checkout: Callable[..., Path], changes: dict[str, Any], sa
     ("damage", "says"),
     [
         (lambda text: text[:100], r"task001_a_generation.json:1: not valid JSON"),
-        (lambda _text: "[]", "a JSON list"),
+        (lambda _text: "[]", "a JSON list · it must be one object, .* · mend"),
         (lambda text: text.replace('"Instances"', '"Rows"'), "no 'Instances' among the keys"),
     ],
 )

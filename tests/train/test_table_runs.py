@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,28 @@ def test_a_run(
     assert set(metrics["test"]["tasks"]) == {"copy", "first", "upper"}
 
 
+def test_crossfit(
+    rows: list[dict[str, str]], small: list[str], run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    sizes = {"train": 14, "dev": 8, "test": 5}
+    for name in ("copy", "first", "upper"):
+        found = iter([row for row in rows if row["task_name"] == name])
+        (tmp_path / "gym" / name).mkdir(parents=True)
+        for seed in (13, 21):
+            for split, count in sizes.items():
+                lines = [f"{row['source']}\t{row['target']}\n" for row in islice(found, count)]
+                path = tmp_path / "gym" / name / f"{name}_14_{seed}_{split}.tsv"
+                path.write_text("".join(lines))
+    (tmp_path / "split.json").write_text('{"train": ["copy", "upper"], "test": ["first"]}')
+    given = [o for o in small[2:] if not o.startswith("data.source.")]
+    given += ["data=crossfit", "data.path=gym", "data.partition=split.json", "data.seeds=[21]"]
+    done = run_here(*given, *QUICK, cwd=tmp_path)
+    assert done.code == 0, done.err
+    metrics = json.loads((done.folder / "metrics.json").read_text())
+    assert set(metrics["test"]["tasks"]) == {"copy", "upper"}
+    assert "the 2 training tasks of split.json are read, its 0 dev and 1 test tasks" in done.err
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
@@ -86,12 +109,15 @@ def test_a_run(
         (["data=csv", "data.path=DIR", "data.columns.inptu=a"], "did you mean data.columns.input?"),
         (["data=p3", "data.p3.tasks=template"], "data.p3.tasks='template' is not known"),
         (["data=flan"], "data.path is not set"),
+        (["data=sni", "data.path=DIR", "data.tasks=some"], "valid: auto, train, test, all"),
+        (["data=crossfit", "data.path=DIR", "data.shots=0"], "data.shots=0 must be at least 1"),
     ],
 )
 def test_one_line(
     overrides: list[str], line: str, small: list[str], run_here: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = run_here(*small[2:], *overrides, *QUICK, cwd=tmp_path)
+    given = [o for o in small[2:] if not o.startswith("data.source.")]
+    done = run_here(*given, *overrides, *QUICK, cwd=tmp_path)
     assert done.code == 1
     assert line in done.err
     assert len(done.err.strip().splitlines()) == 1

@@ -1,6 +1,7 @@
 """Where tasks come from."""
 
 from polylab.data.sources.combined import Combined, Part
+from polylab.data.sources.crossfit import CrossFitSource
 from polylab.data.sources.flan import FlanSource
 from polylab.data.sources.hub import HubSource
 from polylab.data.sources.jsonl import JsonlFolder
@@ -10,6 +11,7 @@ from polylab.data.sources.tablefiles import CsvFiles, ParquetFiles
 
 __all__ = [
     "Combined",
+    "CrossFitSource",
     "CsvFiles",
     "FlanSource",
     "HubSource",

@@ -29,6 +29,8 @@ from polylab.data.tasks import TaskCollection, TaskData, quote
 
 ON_EMPTY = ("error", "skip")
 HELD_OUT = ("validation", "test")
+# in every fingerprint: raise it when the same files and settings give other tasks than before
+_READING = 2
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,17 @@ class FileSource(ABC):
     def where(self) -> str:
         """The place, as errors name it."""
 
+    def remarks(self) -> Sequence[str]:
+        """Sentences on which tasks are read, where that is not simply what was asked for."""
+        return ()
+
     def fingerprint(self) -> str:
         """Changes with the settings and the files (their paths, sizes and times of change)."""
         state = [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)]
         for path in self.files():
             found = path.stat()
             state.append(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}")
-        text = "\n".join([type(self).__qualname__, *state])
+        text = "\n".join([f"{type(self).__qualname__} {_READING}", *state])
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def __call__(self) -> TaskCollection:
@@ -153,6 +159,8 @@ class FileSource(ABC):
             ValueError: As `__call__`, for empty tasks at the end.
         """
         readers = self.readers()
+        for sentence in self.remarks():
+            notes.say(sentence, first=True)
         pairs, test_pairs = _held_out_pairs(readers)
         empty: list[str] = []
         missing: dict[str, list[str]] = {split: [] for split in HELD_OUT}
@@ -175,8 +183,8 @@ class FileSource(ABC):
         reader: TaskReader,
         notes: Notes,
         *,
-        pairs: set[tuple[str, str]],
-        test_pairs: set[tuple[str, str]],
+        pairs: set[bytes],
+        test_pairs: set[bytes],
     ) -> TaskData:
         given = {split: reader.read(split, notes) for split in HELD_OUT}
         about = reader.about()
@@ -216,11 +224,9 @@ class FileSource(ABC):
         )
 
 
-def _held_out_pairs(
-    readers: Sequence[TaskReader],
-) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+def _held_out_pairs(readers: Sequence[TaskReader]) -> tuple[set[bytes], set[bytes]]:
     """Texts and targets in validation or test, and in test, of all tasks."""
-    found: dict[str, set[tuple[str, str]]] = {split: set() for split in HELD_OUT}
+    found: dict[str, set[bytes]] = {split: set() for split in HELD_OUT}
     for reader in readers:
         for split, pairs in found.items():
             pairs |= pairs_of(reader.read(split, Notes()) or [])  # noted when it is used
@@ -231,8 +237,8 @@ def _without_overlaps(
     task: TaskData,
     notes: Notes,
     *,
-    pairs: set[tuple[str, str]],
-    test_pairs: set[tuple[str, str]],
+    pairs: set[bytes],
+    test_pairs: set[bytes],
 ) -> TaskData:
     validation = without_held_out(task.validation, task.test, test_pairs)
     train = without_held_out(task.train, [*task.validation, *task.test], pairs)
