@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from polylab.data.dataset import EncodedExample
-from polylab.data.encoding import Tokens
+from polylab.data.encoding import Tokens, masked
 from polylab.data.labels import LabelSets
 
 IGNORED = -100
@@ -95,15 +95,11 @@ class Collator:
         }
 
     def _causal(self, items: Sequence[EncodedExample]) -> dict[str, Any]:
-        whole = [np.concatenate([item.input_ids, item.target_ids]) for item in items]
-        answers = [
-            np.concatenate([np.full_like(item.input_ids, IGNORED), item.target_ids])
-            for item in items
-        ]
+        wholes, labels = zip(*map(whole, items), strict=True)
         batch: dict[str, Any] = {
-            "input_ids": pad(whole, self._pad_id),
-            "attention_mask": pad([np.ones_like(ids) for ids in whole], 0),
-            "labels": pad(answers, IGNORED),
+            "input_ids": pad(wholes, self._pad_id),
+            "attention_mask": pad([np.ones_like(ids) for ids in wholes], 0),
+            "labels": pad(labels, IGNORED),
         }
         if self._evaluation:
             prompts = [item.input_ids for item in items]
@@ -112,6 +108,16 @@ class Collator:
                 [np.ones_like(ids) for ids in prompts], 0, left=True
             )
         return batch
+
+
+def whole(item: EncodedExample) -> tuple[Tokens, Tokens]:
+    """Input and target as one sequence, and its labels."""
+    target, unlabelled = item.target_ids, np.full_like(item.input_ids, IGNORED)
+    learnt = target >= 0
+    return (
+        np.concatenate([item.input_ids, np.where(learnt, target, masked(target))]),
+        np.concatenate([unlabelled, np.where(learnt, target, np.int32(IGNORED))]),
+    )
 
 
 def _labels(items: Sequence[EncodedExample]) -> Int64[Tensor, "batch seq"]:

@@ -18,13 +18,14 @@ from numpy import ndarray
 from torch.utils.data import Dataset
 
 from polylab.data.cache import made_once
-from polylab.data.encoding import TextEncoder, Tokens
+from polylab.data.chat import Message
+from polylab.data.encoding import Pair, TextEncoder, Tokens
 from polylab.data.example import Example
 from polylab.data.grouping import Grouping
 from polylab.data.prompts import render_input
 from polylab.data.sampling import Key
 from polylab.data.table import ExampleTable, as_table
-from polylab.data.tokens import MAX_TOKENS, Pair, StoredTokens, TokenCache
+from polylab.data.tokens import MAX_TOKENS, StoredTokens, TokenCache
 
 logger = logging.getLogger(__name__)
 _CHUNK = 1024  # texts per call of the tokenizer
@@ -87,6 +88,8 @@ class EncodedExamples(Dataset[EncodedExample]):
         self._encoder = encoder
         self._prompt = prompt
         self._with_texts = with_texts
+        # without a template conversations are inputs and targets as others are
+        self._converses = encoder.chat is not None and any(t.has_messages for t in self._tables)
         self._cache: TokenCache | StoredTokens = TokenCache(len(self), max_tokens=max_tokens)
 
     def __len__(self) -> int:
@@ -164,10 +167,12 @@ class EncodedExamples(Dataset[EncodedExample]):
             chunk = missing[first : first + _CHUNK]
             if with_ids:
                 pairs.extend(self._encode(chunk))
+            elif self._converses:
+                lengths.append(_lengths(self._encode(chunk)))
             else:
                 lengths.append(self._encoder.count(*self._texts(chunk)))
         if with_ids:
-            lengths.append(np.array([(len(x), len(y)) for x, y in pairs], np.int32).reshape(-1, 2))
+            lengths.append(_lengths(pairs))
         return Measured(missing, np.concatenate(lengths), pairs)
 
     def keep(self, measured: Measured) -> None:
@@ -196,13 +201,30 @@ class EncodedExamples(Dataset[EncodedExample]):
         if not indices:
             return []
         inputs, targets = self._texts(indices)
-        return [
+        pairs = [
             *zip(
                 self._encoder.encode_inputs(inputs),
                 self._encoder.encode_targets(targets),
                 strict=True,
             )
         ]
+        if self._converses:
+            for place, index in enumerate(indices):
+                if messages := self._messages(index):
+                    learns = not self._with_texts
+                    pairs[place] = self._encoder.encode_conversation(messages, learns=learns)
+        return pairs
+
+    def _messages(self, index: int) -> list[Message]:
+        """A conversation with what `prompt` says of the task: the name before it, the system's."""
+        task, table, row = self._locate(index)
+        messages = [*(table[row].messages or ())]
+        if messages and messages[0][0] == "system" and self._prompt != "instruction":
+            del messages[0]
+        if messages and self._prompt == "name":
+            role, content = messages[0]
+            messages[0] = role, f"{self._task_names[task]}: {content}"
+        return messages
 
     def _item(self, index: int, row: int, pair: Pair | None) -> EncodedExample:
         assert pair is not None
@@ -219,6 +241,10 @@ class EncodedExamples(Dataset[EncodedExample]):
             options=options,
             option_ids=(*self._encoder.encode_targets(options),),
         )
+
+
+def _lengths(pairs: Sequence[Pair]) -> Int32[ndarray, "texts 2"]:
+    return np.array([(len(x), len(y)) for x, y in pairs], np.int32).reshape(-1, 2)
 
 
 class TokenLengths:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polylab.data.conversations import read_conversation
 from polylab.data.example import Example
+from polylab.data.texts import check_text, join_instruction, wrong_type
 
-KEYS = ("input", "target", "references", "options", "instruction")
+KEYS = ("input", "target", "references", "options", "instruction", "messages")
 OWN_NAMES = {key: key for key in KEYS}
 ROW_FORM = '{"input": "...", "target": "..."}'
 
@@ -58,11 +60,13 @@ def parse_row(
     Raises:
         ValueError: Starting with `where`, if a key is missing or a value has the wrong type.
     """
-    text = _text(row, names["input"], where)
+    if row.get(names.get("messages", "")) is not None:
+        return read_conversation(row[names["messages"]], where)
+    text = _text(row, names.get("input"), where)
     if text is None:
         raise ValueError(
-            f'{where}: no "{names["input"]}" among the keys {sorted(row)} · a row is {ROW_FORM} · '
-            "rename or add the key."
+            f'{where}: no "{names.get("input", "input")}" among the keys {sorted(row)} · a row is '
+            f"{ROW_FORM} · rename or add the key."
         )
     answers = _answers(row, where, names)
     if not answers:
@@ -75,11 +79,6 @@ def parse_row(
         options=_texts(row, names.get("options"), where) or None,
         instruction=None if instruction is None else join_instruction(instruction, text),
     )
-
-
-def join_instruction(instruction: str, text: str) -> str:
-    """The instruction, then the input on the next line (the instruction alone if that is empty)."""
-    return f"{instruction}\n{text}" if text.strip() else instruction
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,9 +131,9 @@ def _answers(row: Mapping[str, Any], where: str, names: Mapping[str, str]) -> tu
     target = row.get(key)
     targets = _texts(row, key, where) if isinstance(target, list) else ()
     if isinstance(target, str):
-        targets = (_checked(target, key, where),)
+        targets = (check_text(target, key, where),)
     elif target is not None and not isinstance(target, list):
-        raise _wrong_type(where, key, target, "a string or a list of strings")
+        raise wrong_type(where, key, target, "a string or a list of strings")
     references = _texts(row, names.get("references"), where)
     if key not in row and names.get("references") not in row:
         raise ValueError(
@@ -153,8 +152,8 @@ def _text(
     if value is None and (key not in row or optional):
         return None
     if not isinstance(value, str):
-        raise _wrong_type(where, key, value, "a string")
-    return _checked(value, key, where)
+        raise wrong_type(where, key, value, "a string")
+    return check_text(value, key, where)
 
 
 def _texts(row: Mapping[str, Any], key: str | None, where: str) -> tuple[str, ...]:
@@ -162,30 +161,8 @@ def _texts(row: Mapping[str, Any], key: str | None, where: str) -> tuple[str, ..
     if key is None or values is None:
         return ()
     if not isinstance(values, list):
-        raise _wrong_type(where, key, values, "a list of strings")
+        raise wrong_type(where, key, values, "a list of strings")
     for value in values:
         if not isinstance(value, str):
-            raise _wrong_type(where, key, value, "a list of strings")
-    return tuple(_checked(value, key, where) for value in values)
-
-
-def _checked(text: str, key: str, where: str) -> str:
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f'{where}: "{key}" holds the lone surrogate {text[error.start]!a} at character '
-            f"{error.start} · text must be valid Unicode · mend the escape sequence."
-        ) from None
-    return text
-
-
-def _wrong_type(where: str, key: str, value: Any, wanted: str) -> ValueError:
-    shown = json.dumps(value, default=str)  # Arrow has more types than JSON
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ValueError(
-        f'{where}: "{key}" has {shown} ({type(value).__name__}) · it must be {wanted} · '
-        "quote the value or mend the row."
-    )
+            raise wrong_type(where, key, value, "a list of strings")
+    return tuple(check_text(value, key, where) for value in values)

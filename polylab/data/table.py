@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         "references": _TEXTS,  # null: the target alone, which is the rule
         "options": _TEXTS,
         "instruction": _TEXT,
+        "messages": _TEXTS,  # role, content, role, content, ...
     }
 )
 _BATCH = 16_384  # rows of a batch
@@ -62,9 +63,7 @@ class ExampleTable(Sequence[Example]):
     def _set(self, table: pa.Table, place: tuple[Path, tuple[int, int]] | None) -> None:
         self._table, self._place = table, place
         self._columns = [_Column(column) for column in table.columns]
-        self._inputs, self._targets, self._references, self._options, self._instructions = (
-            self._columns
-        )
+        self._inputs, self._targets, _, _, self._instructions, self._messages = self._columns
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._place is not None:
@@ -113,6 +112,11 @@ class ExampleTable(Sequence[Example]):
         """Whether every example has an instruction."""
         return not self._instructions.null_count
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether any example is a conversation."""
+        return self._messages.null_count < len(self)
+
     def target_at(self, row: int) -> str:
         """The target of a row, without the rest of it."""
         return _decode(self._targets[row])
@@ -133,6 +137,7 @@ def batches_of(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
             _lists(None if row.references == (row.target,) else row.references for row in rows),
             _lists(row.options or None for row in rows),
             _texts([None if row.instruction is None else _encode(row.instruction) for row in rows]),
+            _lists([*chain(*row.messages)] if row.messages else None for row in rows),
         ]
         yield pa.RecordBatch.from_arrays(texts, schema=SCHEMA)
 
@@ -160,6 +165,7 @@ def _example(
     references: list[bytes] | None,
     options: list[bytes] | None,
     instruction: bytes | None,
+    messages: list[bytes] | None,
 ) -> Example:
     return Example(
         input=_decode(text),
@@ -167,7 +173,12 @@ def _example(
         references=(*map(_decode, references or ()),),
         options=(*map(_decode, options),) if options else None,
         instruction=None if instruction is None else _decode(instruction),
+        messages=(*_pairs(map(_decode, messages)),) if messages else None,
     )
+
+
+def _pairs(texts: Iterator[str]) -> Iterator[tuple[str, str]]:
+    return zip(texts, texts, strict=True)
 
 
 def _encode(text: str) -> bytes:

@@ -10,10 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from numpy import ndarray
 
-from polylab.data.encoding import Tokens
-
-Pair = tuple[Tokens, Tokens]
-"""Ids of the input, ids of the target."""
+from polylab.data.encoding import Pair
 
 MAX_TOKENS = 2**24  # 64 MiB in each process
 

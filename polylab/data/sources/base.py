@@ -14,7 +14,6 @@ from pathlib import Path
 
 from polylab.data.example import Example
 from polylab.data.prompts import choose_paraphrase
-from polylab.data.rows import join_instruction
 from polylab.data.sources.notes import Notes
 from polylab.data.splitting import (
     check_shares,
@@ -26,6 +25,7 @@ from polylab.data.splitting import (
     without_held_out,
 )
 from polylab.data.tasks import TaskCollection, TaskData, quote
+from polylab.data.texts import join_instruction
 
 ON_EMPTY = ("error", "skip")
 HELD_OUT = ("validation", "test")

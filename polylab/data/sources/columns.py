@@ -24,6 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "options": ("options", "answer_choices"),
     "references": ("references",),
     "instruction": ("instruction",),
+    "messages": ("messages",),
     # of FLAN: the collection that a task comes from, and the form of its prompts
     "collection": ("task_source", "_task_source"),
     "template": ("template_type", "_template_type"),
@@ -158,6 +159,8 @@ def _check_complete(names: Mapping[str, str], columns: Sequence[str], where: str
     missing = [role for role in ("input", "target") if role not in names]
     if "target" in missing and "references" in names:
         missing.remove("target")
+    if "messages" in names:
+        missing = []
     if missing:
         raise ValueError(
             f"{where}: no column is the {missing[0]} (found: {quote(columns) or 'none'}) · usual "
