@@ -52,7 +52,7 @@ def answers(run: Run, texts: Sequence[str], *, task: str | None, **options: Any)
     return generate_texts(run.model, run.tokenizer, batch, **{**own, "do_sample": False, **options})
 
 
-_ENCODING = ("max_input_length", "max_target_length", "separator", "keep_input")
+_ENCODING = ("max_input_length", "max_target_length", "separator", "keep_input", "chat")
 
 
 def _task_id(run: Run, task: str | None) -> int:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SPLITS = {"test": "test", "validation": "val", "train": "train"}  # and their names in metrics.json
 JOURNAL = "answers.jsonl"
 # How the run's inputs look, which other data take over unless they are told otherwise
-_INPUT_KEYS = ("prompt", "max_input_length", "max_target_length", "keep_input", "separator")
+_INPUT_KEYS = ("prompt", "max_input_length", "max_target_length", "keep_input", "separator", "chat")
 
 
 def main() -> None:

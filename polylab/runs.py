@@ -169,6 +169,8 @@ def read_run(folder: Path) -> DictConfig:
             f"run={folder}: there is no metrics.json in it: it was stopped while it was saved · go "
             "on with python -m polylab.train ... ckpt_path=RUN_DIR/checkpoints/last.ckpt"
         )
+    if "separator" in (config.get("data") or {}) and "chat" not in config.data:
+        OmegaConf.update(config, "data.chat", False, force_add=True)  # older than chat templates
     return config
 
 

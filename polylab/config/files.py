@@ -86,13 +86,18 @@ def folder_names(names: list[str]) -> list[str]:
     return folders
 
 
-def of_run(run: str, key: str) -> Any:
+def of_run(run: str, key: str, default: Any = ...) -> Any:
     """Return the value that the configuration of the finished run in the folder `run` has at `key`.
+
+    Args:
+        run: Its folder.
+        key: In its configuration.
+        default: Of runs that are older than the key.
 
     Raises:
         KeyError: If it has none.
     """
-    value = OmegaConf.select(OmegaConf.load(Path(run) / "config.yaml"), key, default=...)
+    value = OmegaConf.select(OmegaConf.load(Path(run) / "config.yaml"), key, default=default)
     if value is ...:
         raise KeyError(f"{key} is not in the configuration of run={run} · give {key}=VALUE")
     return value

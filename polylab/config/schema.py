@@ -81,6 +81,7 @@ class DataSchema:
     max_target_length: int = 128
     keep_input: str = "end"
     separator: str = "\n"
+    chat: bool = True
     steps_per_epoch: int | None = None
     eval_batch_size: int | None = None
     eval_examples_per_task: int | None = 50

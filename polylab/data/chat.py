@@ -37,28 +37,35 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        probe = (("user", f" {_PROBE} "), ("assistant", f"{_PROBE} "))
-        pieces = [*self.pieces(probe)]
-        (context, _), (answer, _) = pieces
-        if len(pieces) != 2 or _PROBE not in context or not answer.startswith(_PROBE):
+        question, answer = f" {_PROBE} ", f"{_PROBE} "
+        pieces = [text for text, _ in self.pieces((("user", question), ("assistant", answer)))]
+        if [text.count(_PROBE) for text in pieces] != [1, 1]:
             raise ValueError(
-                f"the chat template of {type(tokenizer).__name__} gives {context!r} and {answer!r} "
-                f"for a question and an answer that are both {_PROBE!r} · they must be in it as "
-                "they are · set data.chat=false."
+                f"the chat template of {type(tokenizer).__name__} makes {pieces!r} of a question "
+                f"and an answer that are both {_PROBE!r} · each must be in it once · set "
+                "data.chat=false."
             )
-        self._strips = f" {_PROBE} " not in context
-        before, between = context.split(_PROBE)
-        after = answer.removeprefix(_PROBE)
-        edges = 0 if self._strips else 1
-        self.around = Around(before[: len(before) - edges], between[edges:], after.lstrip(" "))
+        self._strips = question not in pieces[0]
+        before, between = pieces[0].split(_PROBE if self._strips else question)
+        # a space is part of the word that follows it
+        self._leads = before[len(before.rstrip(" ")) :], pieces[1].split(_PROBE)[0]
+        after = pieces[1].split(_PROBE)[1].lstrip(" ")
+        self.around = Around(before.rstrip(" "), between, after)
 
     @property
     def source(self) -> str:
         """The template itself."""
         return str(self._tokenizer.chat_template)
 
-    def text(self, content: str) -> str:
-        """A content as the template shows it."""
+    def input(self, content: str) -> str:
+        """A user's content as the template shows it."""
+        return self._leads[0] + self._shown(content)
+
+    def target(self, content: str) -> str:
+        """An answer's content as the template shows it."""
+        return self._leads[1] + self._shown(content)
+
+    def _shown(self, content: str) -> str:
         return content.strip() if self._strips else content
 
     def pieces(self, messages: Sequence[Message]) -> Iterator[tuple[str, bool]]:

@@ -32,7 +32,7 @@ def read_conversation(value: Any, where: str) -> Example | None:
     roles = [role for role, _ in turns]
     if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
         raise ValueError(
-            f"{where}: the roles are {', '.join(role for role, _ in messages)} · user and assistant "
+            f"{where}: the roles are {', '.join(r for r, _ in messages)} · user and assistant "
             "must take turns, after one message of the system at most, and an answer is the last "
             "· mend or remove the row."
         )
@@ -41,11 +41,11 @@ def read_conversation(value: Any, where: str) -> Example | None:
         return None
     context = turns[:-1]
     text = context[0][1] if len(context) == 1 else "\n".join(f"{r}: {c}" for r, c in context)
-    has_system = len(turns) < len(messages)
+    instruction = join_instruction(messages[0][1], text) if turns != messages else None
     return Example(
         input=text,
         target=answer,
-        instruction=join_instruction(messages[0][1], text) if has_system else None,
+        instruction=instruction,
         messages=(*messages,),
     )
 

@@ -62,6 +62,8 @@ class DataModule(LightningDataModule):
         max_target_length: In tokens.
         keep_input: Which side of a long input stays, `end` or `start`.
         separator: Between input and target for decoder-only models.
+        chat: Whether decoder-only models get their tokenizer's chat template where it has one,
+            instead of the separator.
         steps_per_epoch: Optimiser steps per epoch; by default one pass over the examples.
         eval_batch_size: Over all ranks; by default `batch_size`.
         eval_examples_per_task: Bounds validation; None is all.
@@ -95,6 +97,7 @@ class DataModule(LightningDataModule):
         max_target_length: int = 128,
         keep_input: str = "end",
         separator: str = "\n",
+        chat: bool = True,
         steps_per_epoch: int | None = None,
         eval_batch_size: int | None = None,
         eval_examples_per_task: int | None = 50,
@@ -127,6 +130,7 @@ class DataModule(LightningDataModule):
             max_target_length=max_target_length,
             separator=separator,
             keep_input=keep_input,
+            chat=chat,
         )
         self._pad_id = padding_id(tokenizer)
         self._is_encoder_decoder = is_encoder_decoder or is_encoder
@@ -205,9 +209,10 @@ class DataModule(LightningDataModule):
         tasks = self.collection.tasks
         counts = [f"{sum(len(task.split(s)) for task in tasks):,} {s}" for s in SPLITS]
         inputs, targets = self._dataset("train").truncated(sample=256)
+        template = "" if self._encoder.chat is None else "chat template · "
         return (
             f"{len(self.task_names)} tasks · {' / '.join(counts)} examples · prompt={self._prompt} "
-            f"· temperature={self._mixing.temperature:g} · cut: {inputs:.1%} of inputs, "
+            f"· {template}temperature={self._mixing.temperature:g} · cut: {inputs:.1%} of inputs, "
             f"{targets:.1%} of targets"
         )
 

@@ -90,14 +90,14 @@ class TextEncoder:
     def encode_inputs(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of every input with the tokens around it; never none at all."""
         encoded = []
-        for ids in self._tokenize(self._shown(texts)):
+        for ids in self._tokenize(self._shown_inputs(texts)):
             kept = ids[-self._input_room :] if self._keep_end else ids[: self._input_room]
             encoded.append(_array([*self._prefix, *kept, *self._suffix] or [self._eos]))
         return encoded
 
     def encode_targets(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of every target, with the end-of-sequence token."""
-        found = self._tokenize(self._shown(texts))
+        found = self._tokenize(self._shown_targets(texts))
         return [_array([*ids[: self._target_room], *self._ending]) for ids in found]
 
     def encode_conversation(self, messages: Sequence[Message], *, learns: bool) -> Pair:
@@ -140,8 +140,8 @@ class TextEncoder:
                 min(n_target, self._target_room) + len(self._ending),
             )
             for n_input, n_target in zip(
-                self._tokenize.count(self._shown(inputs)),
-                self._tokenize.count(self._shown(targets)),
+                self._tokenize.count(self._shown_inputs(inputs)),
+                self._tokenize.count(self._shown_targets(targets)),
                 strict=True,
             )
         ]
@@ -154,11 +154,15 @@ class TextEncoder:
 
     def is_truncated(self, text: str, target: str) -> tuple[bool, bool]:
         """Whether the input, and whether the target, exceeds its budget."""
-        ids, target_ids = self._tokenize(self._shown([text, target]))
+        shown = [*self._shown_inputs([text]), *self._shown_targets([target])]
+        ids, target_ids = self._tokenize(shown)
         return len(ids) > self._input_room, len(target_ids) > self._target_room
 
-    def _shown(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts if self.chat is None else [*map(self.chat.text, texts)]
+    def _shown_inputs(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts if self.chat is None else [*map(self.chat.input, texts)]
+
+    def _shown_targets(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts if self.chat is None else [*map(self.chat.target, texts)]
 
 
 def masked(ids: Tokens) -> Tokens:
