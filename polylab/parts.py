@@ -71,6 +71,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     if label_sets is not None:
         _attach_head(cfg, backbone, label_sets.by_task)
     model = build_model(cfg, backbone, task_names=task_names)
+    check_packing(cfg, model)
     parts: dict[str, Any] = {
         "model": model,
         "tokenizer": backbone.tokenizer,
@@ -262,6 +263,16 @@ def build_model(cfg: DictConfig, backbone: "Backbone", *, task_names: list[str])
         from polylab.warm_start import warm_started
 
         return warm_started(backbone.model, config, Path(cfg.init_from))
+
+
+def check_packing(cfg: DictConfig, model: "nn.Module") -> None:
+    """Refuse packed rows for a model that does not keep their examples apart."""
+    if not cfg.data.get("packing"):
+        return
+    from polylab.poly.packable import check_packable
+
+    with user_mistakes("data.packing=true"):
+        check_packable(model)  # type: ignore[arg-type]
 
 
 def build_callbacks(cfg: DictConfig, parts: Mapping[str, Any]) -> "list[Callback]":

@@ -20,6 +20,7 @@ from polylab.parts import (
     build_data,
     build_optim,
     build_trainer,
+    check_packing,
     quiet_libraries,
     read_tasks,
 )
@@ -217,6 +218,7 @@ def _check_plan(cfg: DictConfig, plan: Plan) -> None:
         )
     from polylab.adaptation.methods import attached
 
+    check_packing(cfg, plan.model)
     first = plan.tasks[0]
     with user_mistakes(), attached(plan.model, **attachment(cfg, first.name)):
         data = build_unit_data(cfg, plan, first, seed=plan.seeds[0])

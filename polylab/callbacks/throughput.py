@@ -16,18 +16,23 @@ __all__ = ["Throughput"]
 
 
 class Throughput(Callback):
-    """Logs `throughput/tokens_per_second` and `memory/peak_mb` beside the training loss.
+    """Logs `throughput/tokens_per_second`, `throughput/padding` and `memory/peak_mb`.
+
+    All beside the training loss.
 
     Tokens are the attended inputs plus, for encoder-decoder models, the labels that count; all
-    ranks together. The time of validations is left out. They are counted on the device and read
-    every `trainer.log_every_n_steps` steps and at the last one. Memory is the peak of PyTorch's
-    allocator on a CUDA device, else that of the whole process, of the largest rank, in MiB.
+    ranks together. Padding is the share of the places in the batches that hold none. The time of
+    validations is left out. They are counted on the device and read every
+    `trainer.log_every_n_steps` steps and at the last one. Memory is the peak of PyTorch's allocator
+    on a CUDA device, else that of the whole process, of the largest rank, in MiB.
 
-    Batches must be mappings with `attention_mask` or `input_ids`; others give no token rate.
+    Batches must be mappings with `attention_mask` or `input_ids`; others give no token rate and no
+    padding.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
+        # tokens, and the places for them
+        self._tokens = torch.zeros(2, dtype=torch.long, device=pl_module.device)
         self._has_tokens = True
         self._logged_step = trainer.global_step
         self._since = time.perf_counter()
@@ -63,12 +68,14 @@ class Throughput(Callback):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tokens = int(trainer.strategy.reduce(self._tokens, reduce_op="sum"))  # waits for the device
+        sums = trainer.strategy.reduce(self._tokens, reduce_op="sum")
+        tokens, places = sums.tolist()  # type: ignore[union-attr]  # waits for the device
         seconds = time.perf_counter() - self._since - self._paused
         peak = torch.tensor(_peak_mb(pl_module.device), device=pl_module.device)
         metrics = {"memory/peak_mb": float(trainer.strategy.reduce(peak, reduce_op="max"))}
         if self._has_tokens:
             metrics["throughput/tokens_per_second"] = tokens / max(seconds, 1e-9)
+            metrics["throughput/padding"] = 1 - tokens / max(places, 1)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._tokens.zero_()
@@ -76,19 +83,18 @@ class Throughput(Callback):
         self._logged_step = trainer.global_step
 
 
-def _count_tokens(batch: Any, *, with_labels: bool) -> Tensor | int | None:
+def _count_tokens(batch: Any, *, with_labels: bool) -> Tensor | None:
+    """Tokens in a batch, and places for them."""
     if not isinstance(batch, Mapping):
         return None
     mask, inputs, labels = (batch.get(k) for k in ("attention_mask", "input_ids", "labels"))
-    if mask is not None:
-        count = mask.sum()
-    elif inputs is not None:
-        count = inputs.numel()
-    else:
+    if mask is None and inputs is not None:
+        mask = torch.ones_like(inputs)
+    if mask is None:
         return None
-    if with_labels and labels is not None:
-        count = count + (labels != -100).sum()
-    return count
+    masks = [mask, labels != -100] if with_labels and labels is not None else [mask]
+    tokens = torch.stack([own.sum() for own in masks]).sum()
+    return torch.stack([tokens, tokens.new_tensor(sum(own.numel() for own in masks))])
 
 
 def _is_encoder_decoder(module: LightningModule) -> bool:

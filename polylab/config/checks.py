@@ -115,7 +115,11 @@ def check_config(cfg: DictConfig) -> None:
         ConfigError: Each problem as `KEY=VALUE ...`.
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
-    problems = problems or [*_steps(cfg), *_monitor(cfg)]  # which only make sense of valid numbers
+    problems = problems or [
+        *_steps(cfg),
+        *_monitor(cfg),
+        *_packing(cfg),
+    ]  # which only make sense of valid numbers
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -173,6 +177,22 @@ def _monitor(cfg: DictConfig) -> Iterator[str]:
             f"callbacks.checkpoint.monitor={monitor} with module.generate_every_n_validations=0: "
             "nothing is generated before the last step · set callbacks.checkpoint.monitor=val/loss "
             "and callbacks.checkpoint.mode=min, or generate every few validations"
+        )
+
+
+def _packing(cfg: DictConfig) -> Iterator[str]:
+    """What packed rows do not go with."""
+    if not OmegaConf.select(cfg, "data.packing"):
+        return
+    if OmegaConf.select(cfg, "trainer.compile"):
+        yield (
+            "data.packing=true with trainer.compile=true: the lengths in the rows differ from step "
+            "to step, and each would be compiled anew · leave one of them false"
+        )
+    if "adapter" in cfg and cfg.adapter is None:
+        yield (
+            "data.packing=true with adapter=none: only a model with an adapter reads packed rows · "
+            "set data.packing=false"
         )
 
 

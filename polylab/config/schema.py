@@ -89,6 +89,7 @@ class DataSchema:
     known_tasks: list[str] = field(default_factory=list)
     num_workers: int = 0
     group_by_length: int | None = None
+    packing: bool = False
     cache: str | None = None
     max_labels: int = 64
 

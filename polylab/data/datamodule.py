@@ -22,6 +22,7 @@ from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
 from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
 from polylab.data.mixing import Mixing
+from polylab.data.packing import PackingCollator
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
     MixtureBatchSampler,
@@ -73,6 +74,8 @@ class DataModule(LightningDataModule):
         num_workers: Loader processes.
         group_by_length: Fill training batches with examples of like lengths, of this many batches
             or more at a time; None leaves them as drawn.
+        packing: Put several examples of a training batch into one row, as `PackingCollator` says,
+            for a `PolyModel` in a `PolyModule`.
         cache: A folder where the tasks, and the token ids of their training examples, lie in files
             that are mapped instead of kept in memory. They are made by the first process that
             needs them. None keeps everything in memory, and tokenises when it is needed.
@@ -106,6 +109,7 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         group_by_length: int | None = None,
+        packing: bool = False,
         cache: str | os.PathLike[str] | None = None,
         max_labels: int = 64,
     ) -> None:
@@ -120,6 +124,11 @@ class DataModule(LightningDataModule):
             max_labels=max_labels,
         )
         slice_size(batch_size, world_size=1, accumulate=1)
+        if packing and is_encoder:
+            raise ValueError(
+                "data.packing=true: the backbone is an encoder alone, whose examples are read "
+                "whole · set data.packing=false."
+            )
         self._mixing = Mixing(float(temperature), cap, weights or {})
         self._source = source
         kind = ClassEncoder if is_encoder else TextEncoder
@@ -148,6 +157,7 @@ class DataModule(LightningDataModule):
         self._seed = seed
         self._num_workers = num_workers
         self._group_by_length = group_by_length
+        self._packing = packing
         self._cache = cache
         self._was_noted = False
 
@@ -264,7 +274,7 @@ class DataModule(LightningDataModule):
         return training_loader(
             dataset,
             sampler,
-            collator=self._collator(evaluation=False),
+            collator=self._packing_collator() if self._packing else self._collator(),
             num_workers=self._num_workers,
             seed=self._seed,
         )
@@ -360,7 +370,14 @@ class DataModule(LightningDataModule):
             with_texts=with_texts,
         )
 
-    def _collator(self, *, evaluation: bool) -> Collator:
+    def _packing_collator(self) -> PackingCollator:
+        return PackingCollator(
+            pad_id=self._pad_id,
+            n_tasks=len(self.task_names),
+            is_encoder_decoder=self._is_encoder_decoder,
+        )
+
+    def _collator(self, *, evaluation: bool = False) -> Collator:
         return Collator(
             pad_id=self._pad_id,
             n_tasks=len(self.task_names),

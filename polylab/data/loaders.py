@@ -14,6 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples
 from polylab.data.evaluation import EvaluationBatchSampler
+from polylab.data.packing import PackingCollator
 from polylab.data.sampling import MixtureBatchSampler
 from polylab.data.transport import Receiver, Sender
 
@@ -39,7 +40,7 @@ def training_loader(
     dataset: EncodedExamples,
     sampler: MixtureBatchSampler,
     *,
-    collator: Collator,
+    collator: Collator | PackingCollator,
     num_workers: int,
     seed: int,
 ) -> ResumableLoader:

@@ -86,6 +86,11 @@ class _Block:
         if not (block.training and torch.is_grad_enabled() and is_plain):
             return type(block).forward(block, *args, **kwargs)
         _check_not_checkpointed(block)
+        if routing is not None and routing.packed is not None:
+            raise ValueError(
+                "compiled blocks know no packed rows, whose lengths differ from call to call. "
+                "Leave out packed_lengths, or do not compile."
+            )
         if routing is None or routing.disabled or not self._names:
             return self._run(block, routing, (), args, kwargs)
         if routing.factors is None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from polylab.poly.combining import add_update
 from polylab.poly.products import routed_linears
 
 __all__ = ["Group", "Mixed"]
@@ -115,6 +116,12 @@ class Mixed:
         if len(self._left) == 1 or not any(left is not None for left in self._left):
             self._x = None
         return y
+
+    def add(
+        self, place: int, y: Float[Tensor, "*rows d_out"], x: Float[Tensor, "*rows d_in"]
+    ) -> Float[Tensor, "*rows d_out"]:
+        """The layer's output y and its update, where `output` gives None."""
+        return add_update(y, x, factors=self.factors(place), scale=self.group.scale)
 
     def factors(self, place: int) -> tuple[Tensor, Tensor]:
         """A* and B* of the layer at `place`."""

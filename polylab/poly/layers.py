@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polylab.poly.classes import build, is_custom
-from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts, add_update
+from polylab.poly.combining import AverageFactors, Combine, Factors, SumProducts
 from polylab.poly.config import PolyConfig
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.linears import check_splits, features_of, float_dtype_of
@@ -238,7 +238,7 @@ class PolyLayer(nn.Module):
             return y
         y = self.base_layer(x, *args, **kwargs)
         x = nn.functional.dropout(x, p) if p else x
-        return add_update(y, x, factors=mixed.factors(place), scale=mixed.group.scale)
+        return mixed.add(place, y, x)
 
     def mixing_weights(self, routing: Routing) -> Float[Tensor, "*batch splits skills"]:
         """The active adapter's weights for the ids and the pooled encoder of `routing`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from polylab.poly.fused import Group, Mixed
+from polylab.poly.ragged import PackedMixed
 from polylab.poly.routing import Routing
 
 __all__ = ["merge_rows", "mixed_of"]
@@ -59,4 +60,6 @@ def merge_rows(routing: Routing) -> None:
 
 def mixed_of(routing: Routing, group: Group, a: Tensor, bs: Sequence[Tensor]) -> Mixed:
     """What holds mixed skills in a call."""
+    if routing.packed is not None:
+        return PackedMixed(group, a, bs, routing.packed)
     return Merged(group, a, bs) if routing.merges else Mixed(group, a, bs)

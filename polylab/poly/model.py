@@ -18,6 +18,7 @@ from polylab.poly.config import PolyConfig
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.inspection import call_weights
 from polylab.poly.observing import observe_prompts
+from polylab.poly.packing import Lengths, call_packed, make_packed
 from polylab.poly.prior_loss import add_to_output, prior_loss
 from polylab.poly.routed import RoutedModel
 from polylab.poly.routing import enter, entered, overridden, override_of
@@ -87,6 +88,8 @@ class PolyModel(RoutedModel):
         task_ids: object = None,
         prompt_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        packed_lengths: Lengths | None = None,
+        decoder_packed_lengths: Lengths | None = None,
         **kwargs: Any,
     ) -> Any:
         """The base model's output under the routing of `task_ids`.
@@ -99,6 +102,11 @@ class PolyModel(RoutedModel):
                 models: those before the row's first label). Other routers read none.
             segment_ids: For packed rows and an input router, `[batch, seq]`: the number of the
                 example that a token belongs to. (The attention mask is the base model's business.)
+            packed_lengths: For packed rows whose examples have one id each (`task_ids` is
+                `[examples]`, row by row): the tokens of the examples of every row. Then attention
+                and positions are those of each example by itself, for any router; the output has
+                logits only. A decoder-only or an encoder-decoder model.
+            decoder_packed_lengths: The same of `decoder_input_ids`, for an encoder-decoder model.
             **kwargs: The base model's.
 
         Returns:
@@ -106,17 +114,25 @@ class PolyModel(RoutedModel):
             that too.
 
         Raises:
-            ValueError: If `task_ids` are missing, of a wrong type or shape, or out of range.
+            ValueError: If `task_ids` are missing, of a wrong type or shape, or out of range; or if
+                rows cannot be packed in this model or with these inputs.
         """
         inputs = named_inputs(self._names, args, kwargs)
+        packed = make_packed(
+            self.model,
+            {**inputs, "segment_ids": segment_ids},
+            packed_lengths,
+            decoder_packed_lengths,
+        )
         routing = self._make_routing(
             inputs,
             task_ids,
             prompt_mask=prompt_mask,
             segment_ids=segment_ids,
             packable=not self._encoder_decoder,
+            packed=packed,
         )
-        keeps = routing.reads == "prompt" and not torch.is_grad_enabled()
+        keeps = routing.reads == "prompt" and not torch.is_grad_enabled() and packed is None
         if keeps:
             go_on(routing, inputs, adapter_name=self.active_adapter)
         learns = self.training and torch.is_grad_enabled() and routing.intervention is None
@@ -125,7 +141,10 @@ class PolyModel(RoutedModel):
             routing.records = {}
         previous = enter(routing)
         try:
-            output = self.model(*args, **kwargs)
+            if packed is None:
+                output = self.model(*args, **kwargs)
+            else:
+                output = call_packed(self.model, inputs, packed)
         finally:
             enter(previous)
         if keeps:

@@ -129,10 +129,14 @@ def _weigh_shared(embeddings: Tensor) -> None:
     if routing is None or routing.weigh_shared is None:
         return
     weigh, routing.weigh_shared = routing.weigh_shared, None
-    weigh(
-        routing,
-        pool_prompt(embeddings, routing.prompt, segments=routing.segments, where="embeddings"),
+    pooled = pool_prompt(
+        embeddings,
+        routing.prompt,
+        segments=routing.segments,
+        packing=None if routing.packed is None else routing.packed.input,
+        where="embeddings",
     )
+    weigh(routing, pooled)
 
 
 def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:
@@ -142,7 +146,8 @@ def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:
     prompt = routing.prompt
     if prompt is None:
         prompt = _attended(attention_mask, hidden)
-    routing.encoder = pool_prompt(hidden, prompt, where="encoder")
+    packing = None if routing.packed is None else routing.packed.input
+    routing.encoder = pool_prompt(hidden, prompt, packing=packing, where="encoder")
 
 
 def _attended(attention_mask: Tensor | None, tokens: Tensor) -> Bool[Tensor, "batch seq"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -58,8 +58,9 @@ def prior_loss(
         routing: Of the call that just ended, with its `records`.
 
     Raises:
-        ValueError: If a prior needs gates that the router lacks, or the weights of a router by
-            input carry no gradient (reentrant checkpointing cuts it).
+        ValueError: If a prior needs gates that the router lacks, the weights of a router by input
+            carry no gradient (reentrant checkpointing cuts it), or they are those of tokens in
+            packed rows of a decoder beside an encoder.
     """
     seen: dict[int, _View] = {}
     for name, layer in layers.items():
@@ -79,6 +80,18 @@ def prior_loss(
         values = [item.prior(view.weights, view.gates, view.shares) for view in seen.values()]
         total = total + item.weight * torch.stack([v.to(total.device) for v in values]).mean()
     return total
+
+
+def refuse_packed_priors() -> NoReturn:
+    """Refuse a loss that would not be that of the padded batch.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        "priors on the tokens of a decoder beside an encoder count its padding, of which packed "
+        "rows have less. Set priors to {}, or leave out packed_lengths (data.packing=false)."
+    )
 
 
 def add_to_output(output: Any, penalty: Float[Tensor, ""]) -> None:
@@ -121,6 +134,8 @@ def _view(name: str, layer: PolyLayer, router: Router, routing: Routing) -> _Vie
         )
     if weights.ndim == 3:
         return _View(weights, None, _equal_shares(weights))
+    if routing.packed is not None and routing.packed.decoder is not None:
+        refuse_packed_priors()
     counts = torch.ones(weights.shape[:2], device=weights.device)
     # A decoder's tokens beside an encoder have no mask here: all of them count.
     if routing.prompt is not None and routing.prompt.shape == counts.shape:

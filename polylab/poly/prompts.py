@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from polylab.poly.packing import Packing
+
 __all__ = ["IGNORED", "check_prompts", "pool_prompt", "prompt_before_labels", "same_segment"]
 
 IGNORED = -100  # the label of a token that is not a target
@@ -67,10 +69,12 @@ def pool_prompt(
     *,
     where: str,
     segments: Int64[Tensor, "batch seq"] | None = None,
+    packing: Packing | None = None,
 ) -> Float[Tensor, "batch *seq d_in"]:
     """Mean of each row's prompt tokens; zeros for a row without any.
 
-    In packed rows (`segments`) each token gets the mean of its own segment's prompt.
+    In packed rows (`segments`) each token gets the mean of its own segment's prompt; or there is
+    one mean for each example of the `packing`.
 
     Raises:
         ValueError: If there is no prompt mask, or it does not fit `x`.
@@ -89,7 +93,11 @@ def pool_prompt(
     mask = prompt.to(x.device)[:, None]  # b 1 l
     if segments is not None:
         mask = mask & same_segment(segments.to(x.device))  # b l l
+    if packing is not None:
+        mask = mask & packing.members  # b most l
     total = torch.bmm(mask.to(x.dtype), x.reshape(batch, seq, x.shape[-1]))  # b 1|l d
     count = mask.sum(-1, keepdim=True, dtype=torch.float32)
     mean = total / count.clamp(min=1)
+    if packing is not None:
+        return packing.take(mean)
     return mean if segments is not None else mean[:, 0]

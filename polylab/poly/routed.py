@@ -19,6 +19,7 @@ from polylab.poly.inspection import task_gates, task_weights
 from polylab.poly.interventions import Subject, parse_intervention
 from polylab.poly.merged import merge_rows
 from polylab.poly.noise import KeyedNoise
+from polylab.poly.packing import Packed
 from polylab.poly.plans import Plan
 from polylab.poly.prior_loss import WeightedPrior, make_priors
 from polylab.poly.routers import Router
@@ -96,6 +97,7 @@ class RoutedModel(AdaptedModel):
         prompt_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         packable: bool = True,
+        packed: Packed | None = None,
         noiseless: bool = False,
         mixes: bool = True,
         merges: bool = False,
@@ -108,6 +110,7 @@ class RoutedModel(AdaptedModel):
             prompt_mask: As given.
             segment_ids: As given.
             packable: Rows may have an id per token.
+            packed: Rows hold several examples; then ids are those of the examples.
             noiseless: No noise in training mode either.
             mixes: Layers will be called.
             merges: Often: where all rows are routed alike, skills are to be merged.
@@ -117,21 +120,23 @@ class RoutedModel(AdaptedModel):
         override = override_of(self)
         if override.disabled:
             return Routing(disabled=True)
-        if inputs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names={inputs['adapter_names']!r} is not supported: one adapter is "
-                f"active at a time, now {self.active_adapter!r}. Call set_adapter(name) first."
-            )
+        _refuse_names(inputs, self.active_adapter)
         router, (batch, seq) = self._router(), batch_shape(inputs)
         packed_seq = seq if packable else None
         _check_override(override, self.active_adapter)
         routing = Routing(
-            intervention=override.intervention, reads=router.reads, noiseless=noiseless
+            intervention=override.intervention,
+            reads=router.reads,
+            noiseless=noiseless,
+            packed=packed,
         )
         self._set_share(routing)
         if router.reads is not None:
             routing.prompt = check_prompt_mask(prompt_mask, batch, seq=seq)
             routing.segments = check_segment_ids(segment_ids, batch, seq=packed_seq)
+        if packed is not None:
+            _set_packed_prompt(routing)
+            batch, packed_seq = len(packed.input), None
         if router.needs_task_ids:
             if task_ids is None and override.intervention and batch is not None:
                 task_ids = override.intervention.default_ids(batch)
@@ -271,6 +276,25 @@ class RoutedModel(AdaptedModel):
     def task_gates(self) -> dict[str, Float[Tensor, "tasks splits skills"]]:
         """`sigmoid(Z)` of every task by layer; empty where the router has no gates."""
         return task_gates(self.active_layers(), self.active_adapter)
+
+
+def _refuse_names(inputs: dict[str, Any], active: str) -> None:
+    if inputs.get("adapter_names") is not None:
+        raise ValueError(
+            f"adapter_names={inputs['adapter_names']!r} is not supported: one adapter is "
+            f"active at a time, now {active!r}. Call set_adapter(name) first."
+        )
+
+
+def _set_packed_prompt(routing: Routing) -> None:
+    assert routing.packed is not None
+    if routing.prompt is None and routing.packed.decoder is not None:
+        routing.prompt = routing.packed.input.attended
+    elif routing.prompt is None and routing.reads == "prompt":
+        raise ValueError(
+            "packed_lengths with a router of the prompt: where the prompts end is unknown, and the "
+            "router must not read targets. Give prompt_mask [batch, seq]."
+        )
 
 
 def _check_override(override: Override, active: str) -> None:

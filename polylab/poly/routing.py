@@ -20,6 +20,7 @@ from torch import Tensor
 from polylab.poly.fused import Mixed
 from polylab.poly.interventions import Intervention
 from polylab.poly.noise import NoiseKey
+from polylab.poly.packing import Packed
 
 __all__ = [
     "Override",
@@ -51,6 +52,8 @@ class Routing:
     """Length of the prompt that `generate` continues: what its calls see beyond is no prompt."""
     segments: Int64[Tensor, "batch seq"] | None = None
     """Which example of a packed row each token belongs to."""
+    packed: Packed | None = None
+    """Where the examples that `task_ids` are of lie in packed rows."""
     encoder: Float[Tensor, "batch *seq d_model"] | None = None
     """The encoder's output, pooled over the prompt: what decoder layers are routed by."""
     weights: Float[Tensor, "routers *batch splits skills"] | None = None

@@ -108,7 +108,10 @@ def _hidden(
         return x
     if layer.d_router[layer.active_adapter] is None:
         assert x is not None
-        return pool_prompt(x, routing.prompt, segments=routing.segments, where=layer.name)
+        own = None if routing.packed is None else routing.packed.of(x)
+        return pool_prompt(
+            x, routing.prompt, segments=routing.segments, packing=own, where=layer.name
+        )
     if routing.encoder is None:
         raise ValueError(
             f"layer {layer.name!r} is routed by the encoder's output, and none was computed. "

@@ -15,6 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
 
+from polylab.poly.packing import Packing
+
 IGNORED = -100
 
 
@@ -58,13 +60,15 @@ def example_losses(
 
     Args:
         model: Takes `task_ids` beside a transformers model's arguments, and returns `.logits`.
-        batch: Of the data module.
+        batch: Of the data module; packed where it has `packed_lengths`.
         start: The decoder's first token for an encoder-decoder, None for a decoder-only model.
         pad: Pad token.
         encoded: The encoder's output for `input_ids`, where it is known (see `reusable`).
         label_smoothing: How much of each label token's probability goes to all tokens alike, as in
             `torch.nn.functional.cross_entropy`.
     """
+    if "packed_lengths" in batch:
+        return _packed_losses(model, batch, start=start, pad=pad, label_smoothing=label_smoothing)
     labels, mask = batch["labels"], batch["attention_mask"]
     inputs = {
         "input_ids": batch["input_ids"],
@@ -81,16 +85,56 @@ def example_losses(
     else:
         output = model(prompt_mask=before_first_label(labels, mask), **inputs)
         logits, labels = output.logits[:, :-1], labels[:, 1:]
-    losses = F.cross_entropy(
-        logits.transpose(1, 2).float(),
+    losses = _token_losses(logits, labels, label_smoothing).sum(dim=1)
+    tokens = (labels != IGNORED).sum(dim=1)
+    prior, encoded = (getattr(output, k, None) for k in ("prior_loss", "encoder_last_hidden_state"))
+    return ExampleLosses(losses, tokens, prior, encoded)
+
+
+def _packed_losses(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    start: int | None,
+    pad: int,
+    label_smoothing: float,
+) -> ExampleLosses:
+    """The same of packed rows, example by example."""
+    labels, lengths = batch["labels"], batch["packed_lengths"]
+    inputs = {name: batch[name] for name in ("input_ids", "task_ids", "packed_lengths")}
+    if start is not None:
+        lengths = inputs["decoder_packed_lengths"] = batch["decoder_packed_lengths"]
+    packing = Packing(lengths, width=labels.shape[1], device=labels.device)
+    if start is not None:
+        shifted = shift_right(labels, start=start, pad=pad)
+        inputs["decoder_input_ids"] = shifted.masked_fill(packing.positions == 0, start)
+        output = model(**inputs)
+        losses = _token_losses(output.logits, labels, label_smoothing)
+    else:
+        seen = (labels != IGNORED).cumsum(dim=1)
+        starts = torch.arange(labels.shape[1], device=labels.device) - packing.positions
+        # an example starts with its prompt, before which the labels are those of others
+        prompt = packing.attended & (seen == seen.gather(1, starts))
+        output = model(prompt_mask=prompt, **inputs)
+        losses = _token_losses(output.logits[:, :-1], labels[:, 1:], label_smoothing)
+        losses = F.pad(losses, (1, 0))
+    tokens = packing.sum((labels != IGNORED).to(torch.float32)).long()
+    return ExampleLosses(packing.sum(losses), tokens, getattr(output, "prior_loss", None), None)
+
+
+def _token_losses(
+    logits: Float[Tensor, "rows seq vocabulary"],
+    labels: Int[Tensor, "rows seq"],
+    label_smoothing: float,
+) -> Float[Tensor, "rows seq"]:
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(
+        logits.transpose(1, 2).to(precise),
         labels,
         ignore_index=IGNORED,
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    tokens = (labels != IGNORED).sum(dim=1)
-    prior, encoded = (getattr(output, k, None) for k in ("prior_loss", "encoder_last_hidden_state"))
-    return ExampleLosses(losses.sum(dim=1), tokens, prior, encoded)
 
 
 def reusable(model: PolyModel, encoded: Tensor | None) -> Tensor | None:

@@ -171,7 +171,8 @@ class PolyModule(EvaluatedModule):
         return loss + prior * self._window[-1] / self._window[0]  # counts once in a global batch
 
     def _training_losses(self, batch: dict[str, Any]) -> ExampleLosses:
-        parts = length_parts(batch["attention_mask"]) if self._may_part else None
+        may_part = self._may_part and "packed_lengths" not in batch
+        parts = length_parts(batch["attention_mask"]) if may_part else None
         if parts is None:
             return self._keyed_losses(batch)
         losses = [self._keyed_losses(take_rows(batch, rows)) for rows in parts]

@@ -22,6 +22,9 @@ class TestThroughput:
         # one reading of the clock at the start, two (end, new start) at each line
         rates = memory.series("throughput/tokens_per_second")
         assert rates == [(2, 2 * per_batch / 10), (4, 2 * per_batch / 10), (5, per_batch / 10)]
+        places = 36 + 18 if kind == "t5" else 36
+        share = pytest.approx(1 - per_batch / places)
+        assert memory.series("throughput/padding") == [(2, share), (4, share), (5, share)]
 
     def test_leaves_validations_out(self, build, fit, memory, monkeypatch):
         now = [0.0]

@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
 ]
 KINDS = ["t5", "llama", "gpt2"]
+OURS = ["task_ids", "prompt_mask", "segment_ids", "packed_lengths", "decoder_packed_lengths"]
 
 
 def dataset(kind, **changes):
@@ -230,8 +231,8 @@ def test_the_signature_is_the_bases_and_ours(kind):
     names = [*inspect.signature(model.forward).parameters]
     wanted = inspect.signature(base(kind).forward).parameters
     named = [name for name, p in wanted.items() if p.kind is not p.VAR_KEYWORD]
-    assert names[: len(named) + 3] == [*named, "task_ids", "prompt_mask", "segment_ids"]
-    assert names[len(named) + 3 :] == [n for n in wanted if n not in named]
+    assert names[: len(named) + len(OURS)] == [*named, *OURS]
+    assert names[len(named) + len(OURS) :] == [n for n in wanted if n not in named]
     assert [*inspect.signature(type(model).forward).parameters] == ["self", *names]
 
 
