@@ -8,11 +8,12 @@ from pathlib import Path
 import curve
 import decode
 import growth
+import packing
 import results
 import steps
 import torch
 
-KINDS = {"steps": steps, "decode": decode, "growth": growth, "curve": curve}
+KINDS = {"steps": steps, "decode": decode, "growth": growth, "curve": curve, "packing": packing}
 
 
 def main() -> None:
