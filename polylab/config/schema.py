@@ -90,6 +90,7 @@ class DataSchema:
     num_workers: int = 0
     group_by_length: int | None = None
     packing: bool = False
+    tasks_per_batch: int | None = None
     cache: str | None = None
     max_labels: int = 64
 
