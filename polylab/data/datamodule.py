@@ -221,6 +221,26 @@ class DataModule(LightningDataModule):
         """Training examples per task."""
         return {task.name: len(task.train) for task in self.collection.tasks}
 
+    @property
+    def mix(self) -> list[dict[str, Any]]:
+        """Of each task with data, by id: where it is from and its share of the training rows.
+
+        Raises:
+            ValueError: If a weight is of no task, or a task has no training examples.
+        """
+        ids, shares = self._ids, self._mixing.probabilities(self.collection).tolist()
+        rows = [
+            {
+                "task": task.name,
+                "id": ids[task.name],
+                "source": task.source,
+                "train_examples": len(task.train),
+                "target_share": share,
+            }
+            for task, share in zip(self.collection.tasks, shares, strict=True)
+        ]
+        return sorted(rows, key=lambda row: row["id"])
+
     def describe(self) -> str:
         """One line of facts."""
         tasks = self.collection.tasks

@@ -49,8 +49,8 @@ class TaskBatches:
             raise ValueError(
                 f"data.tasks_per_batch={per_batch} · with more than {most:.3g} tasks in the mean "
                 f"batch of data.batch_size={batch_size} rows, rare tasks would be drawn more often "
-                f"than their share · use at most {int(most + _EXACT)}, a larger batch, or a more even "
-                "mix (data.temperature, data.cap)."
+                f"than their share · use at most {int(most + _EXACT)}, a larger batch, or a more "
+                "even mix (data.temperature, data.cap)."
             )
         self.inclusion = inclusion_probabilities(probabilities, self.per_batch)
         self._always = np.flatnonzero(self.inclusion == 1)

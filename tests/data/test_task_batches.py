@@ -200,7 +200,11 @@ def test_batches_of_a_data_module(byt5: Any, k: int) -> None:
 def test_both_ways_to_fill_a_batch_are_refused(byt5: Any) -> None:
     with pytest.raises(ValueError, match=r"tasks_per_batch=2 with data\.group_by_length=50 · "):
         DataModule(
-            TaskCollection, byt5, is_encoder_decoder=True, tasks_per_batch=2, group_by_length=50
+            lambda: TaskCollection([]),
+            byt5,
+            is_encoder_decoder=True,
+            tasks_per_batch=2,
+            group_by_length=50,
         )
     with pytest.raises(ValueError, match=r"data\.tasks_per_batch=0 · it must be at least 1"):
         MixtureBatchSampler([3, 4], batch_size=2, seed=0, tasks_per_batch=0)
