@@ -75,7 +75,9 @@ class DataSchema:
     batch_size: int = 64
     temperature: float = 1.0
     cap: int | None = None
-    weights: dict[str, float] | None = None
+    weights: Any = field(  # open: names of tasks
+        default_factory=lambda: OmegaConf.create({}, flags={"struct": False})
+    )
     prompt: str = "none"
     max_input_length: int = 512
     max_target_length: int = 128

@@ -23,6 +23,7 @@ from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
 from polylab.data.mixing import Mixing
 from polylab.data.packing import PackingCollator
+from polylab.data.mixing import Mixing, planned_rows
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
     MixtureBatchSampler,
@@ -228,18 +229,7 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: If a weight is of no task, or a task has no training examples.
         """
-        ids, shares = self._ids, self._mixing.probabilities(self.collection).tolist()
-        rows = [
-            {
-                "task": task.name,
-                "id": ids[task.name],
-                "source": task.source,
-                "train_examples": len(task.train),
-                "target_share": share,
-            }
-            for task, share in zip(self.collection.tasks, shares, strict=True)
-        ]
-        return sorted(rows, key=lambda row: row["id"])
+        return planned_rows(self._mixing, self.collection, self.task_names)
 
     def describe(self) -> str:
         """One line of facts."""

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from polylab.data.mixing import mixing_probabilities
-from polylab.data.sampling import (
-    MixtureBatchSampler,
-    MixturePlan,
-    slice_size,
-)
+from polylab.data.plan import MixturePlan
+from polylab.data.sampling import MixtureBatchSampler, slice_size
 
 SIZES = [29, 11, 5]
 

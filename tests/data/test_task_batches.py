@@ -9,7 +9,8 @@ import pytest
 
 from polylab.data import DataModule, Example, TaskCollection, TaskData
 from polylab.data.mixing import Mixing
-from polylab.data.sampling import MixtureBatchSampler, MixturePlan
+from polylab.data.plan import MixturePlan
+from polylab.data.sampling import MixtureBatchSampler
 from polylab.data.task_batches import TaskBatches, inclusion_probabilities
 
 MIX = np.array([0.5, 0.3, 0.1, 0.06, 0.04])

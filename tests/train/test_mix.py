@@ -26,14 +26,15 @@ def _floats(folder: Path, column: str) -> list[float]:
     return [float(row[column]) for row in _mix(folder).values()]
 
 
+@pytest.mark.parametrize("weights", ["data.weights={upper: 2}", "data.weights.upper=2"])
 def test_shares_and_counts_of_a_run(
-    small: list[str], run_here: Callable[..., Any], tmp_path: Path
+    small: list[str], run_here: Callable[..., Any], tmp_path: Path, weights: str
 ) -> None:
     """Five steps of two micro-batches of 3 rows, with a log line every third step."""
     done = run_here(
         *small, "trainer.max_steps=5", "trainer.accumulate_grad_batches=2", "logger=none",
         "trainer.log_every_n_steps=3", "callbacks=none", "data.temperature=2", "data.cap=25",
-        "data.weights={upper: 2}", cwd=tmp_path,
+        weights, cwd=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.err
     mix = _mix(done.folder)
