@@ -53,8 +53,8 @@ class Mixing:
             is_number = isinstance(weight, int | float) and math.isfinite(weight)
             if not (is_number and weight > 0):
                 raise ValueError(
-                    f"data.weights.{name}={weight} · a weight must be a number above 0 · leave a task "
-                    "out of the data, if it is never to be drawn."
+                    f"data.weights.{name}={weight} · a weight must be a number above 0 · leave a "
+                    "task out of the data, if it is never to be drawn."
                 )
 
     def probabilities(self, tasks: TaskCollection) -> Float[ndarray, " tasks"]:

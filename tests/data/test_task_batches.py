@@ -1,7 +1,7 @@
 """Batches of exactly k tasks: the mix stays what it is without them."""
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,14 @@ def test_inclusion_probabilities(mix: list[float], k: int, wanted: list[float]) 
 
 
 @pytest.mark.parametrize(
-    ("mix", "k", "size"), [(MIX, 1, 7), (MIX, 2, 7), (MIX, 3, 7), ([0.6, 0.36, 0.03, 0.01], 3, 26)]
+    ("mix", "k", "size"),
+    [
+        (MIX, 1, 7),
+        (MIX, 2, 7),
+        (MIX, 3, 7),
+        ([0.6, 0.36, 0.03, 0.01], 3, 26),
+        ([0.4, *[0.1] * 4, *[0.05] * 4], 4, 11),
+    ],
 )
 def test_shares_are_those_of_the_mix(mix: list[float], k: int, size: int) -> None:
     """The mean over many epochs lies within 4 standard errors of the expectation, for each task."""
@@ -56,24 +63,36 @@ def test_shares_are_those_of_the_mix(mix: list[float], k: int, size: int) -> Non
     assert (np.abs(errors) < 4 * drawn.std(axis=0) / epochs**0.5 + 1e-9).all()
 
 
-@pytest.mark.parametrize("place", [0, 4])
-def test_shares_are_the_same_anywhere_in_an_epoch(place: int) -> None:
+@pytest.mark.parametrize("place", [(0, slice(7)), (4, slice(7)), (slice(5), 0), (slice(5), 6)])
+def test_shares_are_the_same_anywhere(place: tuple[int | slice, int | slice]) -> None:
+    """In the first and the last batch of an epoch, and the first and the last row of batches."""
     batches = TaskBatches(MIX, per_batch=2, batch_size=7)
     drawn = np.array(
         [
-            np.bincount(batches.tasks(5, np.random.default_rng(e))[place], minlength=5)
+            np.bincount(batches.tasks(5, np.random.default_rng(e))[place].ravel(), minlength=5)
             for e in range(4000)
         ]
     )
-    errors = drawn.mean(axis=0) - MIX * 7
+    errors = drawn.mean(axis=0) - MIX * drawn.sum(axis=1).mean()
     assert (np.abs(errors) < 4 * drawn.std(axis=0) / 4000**0.5).all()
 
 
-@pytest.mark.parametrize(("k", "size"), [(1, 7), (2, 7), (3, 8), (3, 40), (5, 40)])
-def test_every_batch_has_exactly_k_tasks(k: int, size: int) -> None:
-    batches = TaskBatches(MIX, per_batch=k, batch_size=size)
-    for seed in range(20):
-        for row in batches.tasks(11, np.random.default_rng(seed)).tolist():
+@pytest.mark.parametrize(
+    ("mix", "k", "size"),
+    [
+        (MIX, 1, 7),
+        (MIX, 2, 7),
+        (MIX, 3, 8),
+        (MIX, 5, 40),
+        (np.full(8, 1 / 8), 3, 5),
+        (np.full(4, 1 / 4), 3, 5),
+        (np.array([0.4, *[0.1] * 4, *[0.05] * 4]), 4, 11),
+    ],
+)
+def test_every_batch_has_exactly_k_tasks(mix: np.ndarray, k: int, size: int) -> None:
+    batches = TaskBatches(mix, per_batch=k, batch_size=size)
+    for steps, seed in product((1, 3, 11), range(40)):
+        for row in batches.tasks(steps, np.random.default_rng(seed)).tolist():
             assert len(row) == size
             assert len(set(row)) == k
 

@@ -86,7 +86,7 @@ def test_sources_of_a_combined_one(
 def test_a_continued_run_counts_from_its_start(
     small: list[str], run_here: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Also one that was over: its last checkpoint was saved before its last log line."""
+    """Also one that was over."""
     given = [*small, *QUIET, "logger=none", "trainer.log_every_n_steps=3"]
     done = run_here(*given, "trainer.max_steps=2", f"hydra.run.dir={tmp_path / 'a'}", cwd=tmp_path)
     assert done.code == 0, done.err
