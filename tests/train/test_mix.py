@@ -42,8 +42,10 @@ def test_shares_and_counts_of_a_run(
         ("copy", "0", ""), ("first", "1", ""), ("upper", "2", ""),
     ]  # fmt: skip
     sizes = {name: int(row["train_examples"]) for name, row in mix.items()}
-    weights = [min(size, 25) ** 0.5 * (2 if name == "upper" else 1) for name, size in sizes.items()]
-    wanted = [weight / sum(weights) for weight in weights]
+    weighted = [
+        min(size, 25) ** 0.5 * (2 if name == "upper" else 1) for name, size in sizes.items()
+    ]
+    wanted = [weight / sum(weighted) for weight in weighted]
     assert _floats(done.folder, "target_share") == pytest.approx(wanted, abs=1e-5)
     assert _seen(done.folder) == 5 * 6
     for row in mix.values():
