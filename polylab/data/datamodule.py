@@ -21,9 +21,8 @@ from polylab.data.encoding import TextEncoder, padding_id
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
 from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
-from polylab.data.mixing import Mixing
-from polylab.data.packing import PackingCollator
 from polylab.data.mixing import Mixing, planned_rows
+from polylab.data.packing import PackingCollator
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
     MixtureBatchSampler,

@@ -54,10 +54,14 @@ def test_shares_and_counts_of_a_run(
         assert float(row["passes"]) == pytest.approx(count / int(row["train_examples"]), abs=1e-5)
 
 
+@pytest.mark.parametrize("packing", ["false", "true"])
 def test_batches_of_one_task(
-    small: list[str], run_here: Callable[..., Any], tmp_path: Path
+    small: list[str], run_here: Callable[..., Any], tmp_path: Path, packing: str
 ) -> None:
-    done = run_here(*small, "data.tasks_per_batch=1", "logger=csv", "callbacks=none", cwd=tmp_path)
+    done = run_here(
+        *small, "data.tasks_per_batch=1", "logger=csv", "callbacks=none", f"data.packing={packing}",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert done.code == 0, done.err
     counts = [int(row["examples_seen"]) for row in _mix(done.folder).values()]
     assert sum(counts) == 4 * 6
