@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             carry_best(parts, ckpt_path=cfg.ckpt_path)
         with finished_logger(parts.logger):
-            kept = fit_and_test(parts, ckpt_path=cfg.ckpt_path)
+            kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
@@ -94,19 +94,36 @@ def carry_best(parts: Parts, *, ckpt_path: str | None) -> None:
         shutil.copyfile(best, copy)
 
 
-def fit_and_test(parts: Parts, *, ckpt_path: str | None) -> str:
+def fit_and_test(parts: Parts, *, folder: Path, ckpt_path: str | None) -> str:
     """Train, then validate and test the best weights, or the last ones where no best were kept.
 
     Returns:
         Which weights these are, `best` or `last`; the module holds them.
     """
     trainer, module, data = parts.trainer, parts.module, parts.data
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    finally:
+        save_mix(parts, folder=folder)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
     trainer.validate(module, data, ckpt_path=best, weights_only=True, verbose=False)
     if _has_test(module):
         trainer.test(module, data, verbose=False)
     return "last" if best is None else "best"
+
+
+def save_mix(parts: Parts, *, folder: Path) -> None:
+    """Write `mix.csv`: what was seen of each task, by the end of training or by its error."""
+    from polylab.data import DataModule
+    from polylab.training import PolyModule, write_mix
+
+    module, data, trainer = parts.module, parts.data, parts.trainer
+    if not (isinstance(module, PolyModule) and isinstance(data, DataModule)):
+        return
+    # after an error nobody knows what the other ranks have seen since the previous log line
+    is_exact = trainer.state.finished or trainer.world_size == 1
+    if trainer.is_global_zero and is_exact and any(module.examples_seen.values()):
+        write_mix(folder / "mix.csv", data.mix, module.examples_seen)
 
 
 def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:

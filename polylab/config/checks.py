@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "data.steps_per_epoch": _COUNT,
     "data.num_workers": _NOT_NEGATIVE,
     "data.group_by_length": _COUNT,
+    "data.tasks_per_batch": _COUNT,
     "data.max_labels": _COUNT,
     "data.max_examples_per_task": _COUNT,
     "data.shots": _COUNT,
@@ -115,11 +116,8 @@ def check_config(cfg: DictConfig) -> None:
         ConfigError: Each problem as `KEY=VALUE ...`.
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
-    problems = problems or [
-        *_steps(cfg),
-        *_monitor(cfg),
-        *_packing(cfg),
-    ]  # which only make sense of valid numbers
+    if not problems:  # what only makes sense of valid numbers
+        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_packing(cfg)]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -166,6 +164,22 @@ def _steps(cfg: DictConfig) -> Iterator[str]:
         yield f"optim.warmup={warmup} exceeds the {total} steps of the run · lower it"
     if anneal and not anneal <= (steps or -1):
         yield f"optim.anneal_steps={anneal} exceeds trainer.max_steps={steps} · lower it"
+
+
+def _batches(cfg: DictConfig) -> Iterator[str]:
+    """How batches are filled."""
+    keys = ("data.tasks_per_batch", "data.batch_size", "data.group_by_length")
+    tasks, size, window = (OmegaConf.select(cfg, key) for key in keys)
+    if tasks and size and tasks > size:
+        yield (
+            f"data.tasks_per_batch={tasks} · a batch of data.batch_size={size} rows holds {size} "
+            "tasks at most · lower the one or raise the other"
+        )
+    if tasks and window:
+        yield (
+            f"data.tasks_per_batch={tasks} with data.group_by_length={window} · batches are filled "
+            "by task or by length · set one of them to null"
+        )
 
 
 def _monitor(cfg: DictConfig) -> Iterator[str]:

@@ -75,7 +75,9 @@ class DataSchema:
     batch_size: int = 64
     temperature: float = 1.0
     cap: int | None = None
-    weights: dict[str, float] | None = None
+    weights: Any = field(  # open: names of tasks
+        default_factory=lambda: OmegaConf.create({}, flags={"struct": False})
+    )
     prompt: str = "none"
     max_input_length: int = 512
     max_target_length: int = 128
@@ -90,6 +92,7 @@ class DataSchema:
     num_workers: int = 0
     group_by_length: int | None = None
     packing: bool = False
+    tasks_per_batch: int | None = None
     cache: str | None = None
     max_labels: int = 64
 

@@ -21,12 +21,13 @@ from polylab.data.encoding import TextEncoder, padding_id
 from polylab.data.evaluation import EvaluationBatchSampler, evaluation_order
 from polylab.data.labels import ClassEncoder, LabelSets, label_set
 from polylab.data.loaders import ResumableLoader, evaluation_loader, training_loader
-from polylab.data.mixing import Mixing
+from polylab.data.mixing import Mixing, planned_rows
 from polylab.data.packing import PackingCollator
 from polylab.data.prompts import check_instructions, check_prompt
 from polylab.data.sampling import (
     MixtureBatchSampler,
     check_counts,
+    check_either,
     slice_size,
 )
 from polylab.data.tasks import (
@@ -76,6 +77,8 @@ class DataModule(LightningDataModule):
             or more at a time; None leaves them as drawn.
         packing: Put several examples of a training batch into one row, as `PackingCollator` says,
             for a `PolyModel` in a `PolyModule`.
+        tasks_per_batch: Each training batch holds examples of exactly so many tasks; None leaves
+            them as drawn. The mix stays the same (`TaskBatches`).
         cache: A folder where the tasks, and the token ids of their training examples, lie in files
             that are mapped instead of kept in memory. They are made by the first process that
             needs them. None keeps everything in memory, and tokenises when it is needed.
@@ -110,6 +113,7 @@ class DataModule(LightningDataModule):
         num_workers: int = 0,
         group_by_length: int | None = None,
         packing: bool = False,
+        tasks_per_batch: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         max_labels: int = 64,
     ) -> None:
@@ -121,8 +125,10 @@ class DataModule(LightningDataModule):
             eval_examples_per_task=eval_examples_per_task,
             test_examples_per_task=test_examples_per_task,
             group_by_length=group_by_length,
+            tasks_per_batch=tasks_per_batch,
             max_labels=max_labels,
         )
+        check_either(tasks_per_batch, group_by_length)
         slice_size(batch_size, world_size=1, accumulate=1)
         if packing and is_encoder:
             raise ValueError(
@@ -158,6 +164,7 @@ class DataModule(LightningDataModule):
         self._num_workers = num_workers
         self._group_by_length = group_by_length
         self._packing = packing
+        self._tasks_per_batch = tasks_per_batch
         self._cache = cache
         self._was_noted = False
 
@@ -214,6 +221,15 @@ class DataModule(LightningDataModule):
         """Training examples per task."""
         return {task.name: len(task.train) for task in self.collection.tasks}
 
+    @property
+    def mix(self) -> list[dict[str, Any]]:
+        """Of each task with data, by id: where it is from and its share of the training rows.
+
+        Raises:
+            ValueError: If a weight is of no task, or a task has no training examples.
+        """
+        return planned_rows(self._mixing, self.collection, self.task_names)
+
     def describe(self) -> str:
         """One line of facts."""
         tasks = self.collection.tasks
@@ -264,6 +280,7 @@ class DataModule(LightningDataModule):
             world_size=self._world_size,
             accumulate=self._accumulate,
             reshuffle=not getattr(self.trainer, "overfit_batches", 0),
+            tasks_per_batch=self._tasks_per_batch,
             grouping=length_grouping(
                 dataset,
                 self._group_by_length,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from numpy import ndarray
 
 from polylab.data.tasks import TaskCollection, quote
 
-__all__ = ["Mixing", "mixing_probabilities"]
+__all__ = ["Mixing", "mixing_probabilities", "planned_rows"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ class Mixing:
         mixing_probabilities([1], temperature=self.temperature)
         if self.cap is not None and self.cap < 1:
             raise ValueError(f"data.cap={self.cap} · it must be at least 1, or null · raise it.")
+        if not isinstance(self.weights, Mapping):
+            raise ValueError(
+                f"data.weights={self.weights} · weights are of tasks · give "
+                "data.weights={TASK: NUMBER}."
+            )
         for name, weight in self.weights.items():
-            if not (math.isfinite(weight) and weight > 0):
+            is_number = isinstance(weight, int | float) and math.isfinite(weight)
+            if not (is_number and weight > 0):
                 raise ValueError(
-                    f"data.weights.{name}={weight} · a weight must be above 0 · leave a task out "
-                    "of the data, if it is never to be drawn."
+                    f"data.weights.{name}={weight} · a weight must be a number above 0 · leave a "
+                    "task out of the data, if it is never to be drawn."
                 )
 
     def probabilities(self, tasks: TaskCollection) -> Float[ndarray, " tasks"]:
@@ -78,6 +85,28 @@ class Mixing:
         whole = sum(tasks.shares.values())
         factors = [tasks.shares[str(source)] / whole / totals[source] for source in sources]
         return found * np.asarray(factors)
+
+
+def planned_rows(
+    mixing: Mixing, tasks: TaskCollection, task_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Of each task, by id: where it is from, its training examples and its share of the rows.
+
+    Raises:
+        ValueError: If a weight is of no task, or a task has no training examples.
+    """
+    shares = mixing.probabilities(tasks).tolist()
+    rows = [
+        {
+            "task": task.name,
+            "id": task_names.index(task.name),
+            "source": task.source,
+            "train_examples": len(task.train),
+            "target_share": share,
+        }
+        for task, share in zip(tasks.tasks, shares, strict=True)
+    ]
+    return sorted(rows, key=lambda row: row["id"])
 
 
 def mixing_probabilities(

@@ -5,78 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch.utils.data import Sampler
 
 from polylab.data.grouping import Grouping
-from polylab.data.mixing import mixing_probabilities
+from polylab.data.plan import MixturePlan
 
 Key = tuple[int, int]
 """(index of the example, row in the global batch)."""
-
-_BLOCK = 4096  # small tasks are shuffled this many draws at a time
-
-
-class MixturePlan:
-    """The order of the global training batches, a pure function of the arguments and the epoch.
-
-    Per epoch each task is drawn `p_t * n_rows` times, rounded up or down at random so that the
-    expectation is exact. Within a task nothing repeats before all its examples were drawn, across
-    epochs too.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        n_rows: int,
-        seed: int,
-        temperature: float = 1.0,
-        probabilities: Float[ndarray, " tasks"] | None = None,
-    ) -> None:
-        by_size = mixing_probabilities(sizes, temperature=temperature)
-        self.sizes = list(sizes)
-        self.n_rows = n_rows
-        self.seed = seed
-        self._edges = np.cumsum(by_size if probabilities is None else probabilities)
-        self._edges[-1] = 1.0
-        self._offsets = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-
-    def counts(self, epoch: int) -> Int64[ndarray, " tasks"]:
-        """How often each task is drawn in `epoch`; the sum is `n_rows`."""
-        shift = self._rng(epoch, 0).random()
-        ends = np.floor(self._edges * self.n_rows + shift).astype(np.int64)
-        return np.diff(np.minimum(ends, self.n_rows), prepend=0)  # the sum may round up
-
-    def rows(self, epoch: int) -> Int64[ndarray, " rows"]:
-        """The example of every row of the epoch, as an index into the concatenated tasks."""
-        counts = self.counts(epoch)
-        drawn = np.zeros_like(counts)
-        for earlier in range(epoch):
-            drawn += self.counts(earlier)
-        parts = [
-            self._offsets[task] + self._stream(task, int(drawn[task]), int(counts[task]))
-            for task in np.flatnonzero(counts).tolist()
-        ]
-        return self._rng(epoch, 1).permutation(np.concatenate(parts))
-
-    def _stream(self, task: int, start: int, length: int) -> Int64[ndarray, " length"]:
-        # The endless stream of a task: one permutation of its examples after another.
-        size = self.sizes[task]
-        passes = max(1, _BLOCK // size)
-        first, last = start // (size * passes), (start + length - 1) // (size * passes)
-        blocks = [self._block(task, block, passes) for block in range(first, last + 1)]
-        begin = start - first * size * passes
-        return np.concatenate(blocks)[begin : begin + length]
-
-    def _block(self, task: int, block: int, passes: int) -> Int64[ndarray, " length"]:
-        tiled = np.tile(np.arange(self.sizes[task], dtype=np.int64), (passes, 1))
-        return self._rng(block, 2, task).permuted(tiled, axis=1).ravel()
-
-    def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *key])
 
 
 class MixtureBatchSampler(Sampler[list[Key]]):
@@ -98,10 +35,12 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         accumulate: Micro-batches per optimiser step.
         reshuffle: False repeats epoch 0 for ever (to overfit some batches).
         grouping: Puts rows of like lengths into a batch; without it they come as drawn.
+        tasks_per_batch: Distinct tasks in a global batch (`TaskBatches`); None is as drawn.
 
     Raises:
-        ValueError: If a size is below 1, `batch_size` cannot be cut into equal slices, or
-            `steps_per_epoch` is below 1.
+        ValueError: If a size is below 1, `batch_size` cannot be cut into equal slices,
+            `steps_per_epoch` is below 1, or `tasks_per_batch` is not possible, or not with
+            `grouping`.
     """
 
     def __init__(
@@ -118,9 +57,11 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         accumulate: int = 1,
         reshuffle: bool = True,
         grouping: Grouping | None = None,
+        tasks_per_batch: int | None = None,
     ) -> None:
         self.local_size = slice_size(batch_size, world_size=world_size, accumulate=accumulate)
-        check_counts(steps_per_epoch=steps_per_epoch)
+        check_counts(steps_per_epoch=steps_per_epoch, tasks_per_batch=tasks_per_batch)
+        check_either(tasks_per_batch, grouping and grouping.window)
         self.sizes = list(sizes)
         self.batch_size = batch_size
         self.temperature, self.probabilities = temperature, probabilities
@@ -129,10 +70,11 @@ class MixtureBatchSampler(Sampler[list[Key]]):
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.reshuffle = reshuffle
         self.grouping = grouping
+        self.tasks_per_batch = tasks_per_batch
         self.epoch = -1
         self.position = 0
         self._resumes = False
-        self._plan()  # checks sizes and temperature now
+        self._plan = self._planned()
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
@@ -184,6 +126,7 @@ class MixtureBatchSampler(Sampler[list[Key]]):
                 f"{self.world_size * self.local_size} · use the number of ranks of the first run."
             )
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], position
+        self._plan = self._planned()
         self._resumes = True
 
     def _fixed(self) -> dict[str, Any]:
@@ -195,11 +138,12 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             "steps_per_epoch": self.steps,
             "group_by_length": self.grouping and self.grouping.window,
             "token_lengths": self.grouping and self.grouping.fingerprint,
+            "tasks_per_batch": self.tasks_per_batch,
         }
 
     def _windows(self, epoch: int) -> Iterator[tuple[int, Int64[ndarray, " rows"]]]:
         # the first step and the rows of every part of the epoch that is not over
-        rows = self._plan().rows(epoch)
+        rows = self._plan.rows(epoch)
         if self.grouping is None:
             return iter([(0, rows)])
         return self.grouping.windows(
@@ -209,12 +153,14 @@ class MixtureBatchSampler(Sampler[list[Key]]):
             key=(self.seed, epoch, 3),
         )
 
-    def _plan(self) -> MixturePlan:
+    def _planned(self) -> MixturePlan:
         return MixturePlan(
             self.sizes,
             n_rows=self.steps * self.batch_size,
             temperature=self.temperature,
             probabilities=self.probabilities,
+            tasks_per_batch=self.tasks_per_batch,
+            batch_size=self.batch_size,
             seed=self.seed,
         )
 
@@ -237,6 +183,19 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(
                 f"data.{name}={count} · it must be at least 1, or null for the default · raise it."
             )
+
+
+def check_either(tasks_per_batch: int | None, group_by_length: int | None) -> None:
+    """Accept one of the two ways to fill batches.
+
+    Raises:
+        ValueError: If both are asked for.
+    """
+    if tasks_per_batch is not None and group_by_length is not None:
+        raise ValueError(
+            f"data.tasks_per_batch={tasks_per_batch} with data.group_by_length={group_by_length} · "
+            "batches are filled by task or by length · set one of them to null."
+        )
 
 
 def slice_size(batch_size: int, *, world_size: int, accumulate: int) -> int:

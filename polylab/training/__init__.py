@@ -3,6 +3,7 @@
 from polylab.training.checkpoint import RunCheckpoint, save_adapter
 from polylab.training.classification import ClassificationModule
 from polylab.training.files import AtomicCheckpointIO, write_atomically
+from polylab.training.mix import write_mix
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
 from polylab.training.results import count_trainable, write_metrics
@@ -17,4 +18,5 @@ __all__ = [
     "save_adapter",
     "write_atomically",
     "write_metrics",
+    "write_mix",
 ]

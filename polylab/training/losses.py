@@ -204,6 +204,14 @@ class TaskLosses:
             task_examples={self._names[i]: int(n) for i, n in enumerate(self._seen) if n > 0},
         )
 
+    def seen(self) -> dict[str, int]:
+        """Examples of each task since the start of the run.
+
+        Those since the previous `drain` are this rank's own and those of the state it loaded.
+        """
+        counts = self._seen + self._pending[2].cpu().long()
+        return dict(zip(self._names, counts.tolist(), strict=True))
+
     def state_dict(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {"seen": self._seen.clone(), "pending": reduce(self._pending.clone()).cpu()}
 

@@ -233,6 +233,15 @@ class PolyModule(EvaluatedModule):
             share = uniform_share(step, anneal_steps=steps, max_steps=total)
             self.model.set_uniform_share(share)
 
+    @property
+    def examples_seen(self) -> dict[str, int]:
+        """Training examples of each task since the start of the run, on the first rank.
+
+        Exact before and after training, and at log lines; between these it lacks what the other
+        ranks have seen since the previous one.
+        """
+        return self._losses.seen()
+
     def _is_log_step(self, step: int) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step == self.trainer.max_steps or (every > 0 and step > 0 and step % every == 0)

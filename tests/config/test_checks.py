@@ -47,6 +47,7 @@ def test_a_good_configuration_passes() -> None:
         ("data.temperature", -2.0),
         ("data.num_workers", -1),
         ("data.group_by_length", 0),
+        ("data.tasks_per_batch", 0),
         ("data.max_examples_per_task", 0),
         ("module.label_smoothing", 1.0),
         ("trainer.max_steps", 0),
@@ -171,3 +172,17 @@ def test_the_best_weights_are_chosen_by_what_is_known_in_training() -> None:
     monitor["callbacks"]["checkpoint"]["monitor"] = "val/loss"
     check_config(OmegaConf.create({**FINE, **given, **monitor}))
     check_config(OmegaConf.create({**FINE, **given}))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"tasks_per_batch": 9}, r"tasks_per_batch=9 · a batch of data.batch_size=8 rows holds 8"),
+        ({"tasks_per_batch": 2, "group_by_length": 5}, "tasks_per_batch=2 with data.group_by_len"),
+    ],
+)
+def test_batches_that_cannot_be(data: dict[str, int], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^data.{problem}"):
+        check_config(OmegaConf.create({**FINE, "data": {**FINE["data"], **data}}))
+    fine = {**FINE["data"], "tasks_per_batch": 8, "group_by_length": None}
+    check_config(OmegaConf.create({**FINE, "data": fine}))

@@ -33,6 +33,7 @@ DIFFERENT = {
     # noise_source: keyed, the same on any number of ranks; priors: their names, all at 0;
     # router: a node to override; patterns: {} would take no new keys from an override
     "AdapterSchema": {"noise_source", "priors", "router", "rank_pattern", "alpha_pattern"},
+    "DataSchema": {"weights"},  # an open node, which takes keys from overrides
     "TrainerSchema": {"use_distributed_sampler"},  # our batch sampler knows its rank
 }
 # keys that the program reads itself

@@ -93,6 +93,8 @@ def test_a_resume_needs_the_same_mix(byt5: Any) -> None:
         ({"cap": 0}, r"data\.cap=0 "),
         ({"weights": {"a": 0.0}}, r"data\.weights\.a=0\.0 "),
         ({"weights": {"a": math.nan}}, r"data\.weights\.a=nan "),
+        ({"weights": {"a": "big"}}, r"data\.weights\.a=big · a weight must be a number above 0"),
+        ({"weights": 5}, r"data\.weights=5 · weights are of tasks"),
         ({"temperature": -1.0}, r"data\.temperature=-1\.0 "),
     ],
 )

@@ -72,13 +72,13 @@ def _fit(module: DataModule, folder: Path, *, steps: int, ckpt: Path | None = No
     return recorder.seen
 
 
-@pytest.mark.parametrize("group_by_length", [None, 3])
+@pytest.mark.parametrize("filled", [{}, {"group_by_length": 3}, {"tasks_per_batch": 2}])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_trainer_sees_the_same_examples_after_a_resume(
-    make: Any, tmp_path: Path, num_workers: int, group_by_length: int | None
+    make: Any, tmp_path: Path, num_workers: int, filled: dict[str, int]
 ) -> None:
     """8 steps of 2 micro-batches an epoch: within, at the end of, and after the first epoch."""
-    changes = {"num_workers": num_workers, "group_by_length": group_by_length}
+    changes = {"num_workers": num_workers, **filled}
     whole = _fit(make(**changes), tmp_path / "whole", steps=19)
     assert len(whole) == 38
     assert whole[:16] != whole[16:32]
@@ -89,18 +89,11 @@ def test_a_trainer_sees_the_same_examples_after_a_resume(
         assert resumed == whole[2 * step :]
 
 
-@pytest.mark.parametrize("group_by_length", [None, 3])
+@pytest.mark.parametrize("filled", [{}, {"group_by_length": 3}, {"tasks_per_batch": 1}])
 def test_workers_do_not_change_the_examples(
-    make: Any, tmp_path: Path, group_by_length: int | None
+    make: Any, tmp_path: Path, filled: dict[str, int]
 ) -> None:
-    runs = [
-        _fit(
-            make(num_workers=n, group_by_length=group_by_length),
-            tmp_path / str(n),
-            steps=9,
-        )
-        for n in (0, 1, 3)
-    ]
+    runs = [_fit(make(num_workers=n, **filled), tmp_path / str(n), steps=9) for n in (0, 1, 3)]
     assert runs[0] == runs[1] == runs[2]
 
 

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from polylab.data.mixing import mixing_probabilities
-from polylab.data.sampling import (
-    MixtureBatchSampler,
-    MixturePlan,
-    slice_size,
-)
+from polylab.data.plan import MixturePlan
+from polylab.data.sampling import MixtureBatchSampler, slice_size
 
 SIZES = [29, 11, 5]
 
@@ -72,8 +69,16 @@ def test_a_rare_task_is_drawn_in_the_long_run() -> None:
     assert rare == pytest.approx(400 * 8 / (1 + 10**1.5), rel=0.15)
 
 
-def test_nothing_repeats_before_a_task_is_exhausted_across_epochs() -> None:
-    plan = MixturePlan(SIZES, n_rows=9, temperature=math.inf, seed=1)
+@pytest.mark.parametrize("per_batch", [None, 1, 2])
+def test_nothing_repeats_before_a_task_is_exhausted_across_epochs(per_batch: int | None) -> None:
+    plan = MixturePlan(
+        SIZES,
+        n_rows=9,
+        temperature=math.inf,
+        seed=1,
+        tasks_per_batch=per_batch,
+        batch_size=3,
+    )
     seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for epoch in range(20):
         for index in sorted(plan.rows(epoch).tolist()):
@@ -122,9 +127,12 @@ def test_steps_per_epoch() -> None:
     assert len(list(sampler)) == 6
 
 
+@pytest.mark.parametrize("per_batch", [None, 1, 2])
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (3, 2), (4, 3)])
-def test_a_global_batch_does_not_depend_on_its_slices(world_size: int, accumulate: int) -> None:
-    whole = list(MixtureBatchSampler(SIZES, batch_size=12, seed=5))
+def test_a_global_batch_does_not_depend_on_its_slices(
+    world_size: int, accumulate: int, per_batch: int | None
+) -> None:
+    whole = list(MixtureBatchSampler(SIZES, batch_size=12, seed=5, tasks_per_batch=per_batch))
     ranks = [
         list(
             MixtureBatchSampler(
@@ -134,6 +142,7 @@ def test_a_global_batch_does_not_depend_on_its_slices(world_size: int, accumulat
                 rank=rank,
                 world_size=world_size,
                 accumulate=accumulate,
+                tasks_per_batch=per_batch,
             )
         )
         for rank in range(world_size)
@@ -169,15 +178,16 @@ def test_an_epoch_that_was_left_early_is_over() -> None:
     assert list(sampler) == list(other)
 
 
+@pytest.mark.parametrize("per_batch", [None, 1, 2])
 @pytest.mark.parametrize("stop", [1, 4, 5])
-def test_continuation(stop: int) -> None:
-    whole = MixtureBatchSampler(SIZES, batch_size=9, seed=0)
+def test_continuation(stop: int, per_batch: int | None) -> None:
+    whole = MixtureBatchSampler(SIZES, batch_size=9, seed=0, tasks_per_batch=per_batch)
     _, second, third = list(whole), list(whole), list(whole)
-    interrupted = MixtureBatchSampler(SIZES, batch_size=9, seed=0)
+    interrupted = MixtureBatchSampler(SIZES, batch_size=9, seed=0, tasks_per_batch=per_batch)
     list(interrupted)
     batches = iter(interrupted)
     seen = [next(batches) for _ in range(stop)]
-    resumed = MixtureBatchSampler(SIZES, batch_size=9, seed=77)
+    resumed = MixtureBatchSampler(SIZES, batch_size=9, seed=77, tasks_per_batch=per_batch)
     resumed.load_state_dict(copy.deepcopy(interrupted.state_dict()))
     if stop < len(whole):
         seen.extend(resumed)
@@ -236,6 +246,14 @@ def test_continuation_with_other_data() -> None:
         ValueError, match=r"batch_size was 8 and is 4, temperature was 1.0 and is 2"
     ):
         other.load_state_dict(state)
+
+
+def test_a_state_from_before_tasks_per_batch_is_of_batches_as_drawn() -> None:
+    state = MixtureBatchSampler(SIZES, batch_size=8, seed=0).state_dict()
+    del state["tasks_per_batch"]
+    MixtureBatchSampler(SIZES, batch_size=8, seed=0).load_state_dict(state)
+    with pytest.raises(ValueError, match="tasks_per_batch was None and is 2"):
+        MixtureBatchSampler(SIZES, batch_size=8, seed=0, tasks_per_batch=2).load_state_dict(state)
 
 
 def test_steps_per_epoch_must_be_positive() -> None:
