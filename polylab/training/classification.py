@@ -29,7 +29,8 @@ class ClassificationModule(PolyModule):
     """Trains the adapter of an encoder and a head per task (`heads.TaskHeads`, `optim.other_lr`).
 
     The loss is an example's cross-entropy over its task's labels. Keys are `PolyModule`'s, with
-    `accuracy`, and `exact_match`, which is the same number: the label's text is a reference.
+    `accuracy`, and `exact_match`, which is the same number: the label's text is a reference; and
+    `macro_f1` (`metrics.PerTaskMacroF1`), a mean over the task's labels.
     """
 
     text_metrics = CLASS_METRICS
@@ -71,6 +72,8 @@ class ClassificationModule(PolyModule):
             categories=categories,
         )
         self.label_sets = [list(labels) for labels in label_sets]
+        for split in self._evaluations:
+            self._evaluation(split).count_classes(self.label_sets)
 
     def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         mask, ids = batch["attention_mask"], batch["task_ids"]

@@ -12,13 +12,20 @@ from torch import Tensor, nn
 
 from polylab.training.distributed import gather_objects
 from polylab.training.intervals import bootstrap_intervals
-from polylab.training.metrics import PerTaskMean, exact_match, rouge_l, token_f1
+from polylab.training.metrics import (
+    PerTaskMacroF1,
+    PerTaskMean,
+    exact_match,
+    rouge_l,
+    token_f1,
+)
 from polylab.training.ranking import Choices, is_right
 
 Metrics = Mapping[str, Callable[[str, Iterable[str]], float]]
 TEXT_METRICS: Metrics = {"exact_match": exact_match, "rouge_l": rouge_l, "token_f1": token_f1}
 CLASS_METRICS: Metrics = {"accuracy": exact_match, "exact_match": exact_match}
 RANKED = "rank_accuracy"  # of the examples that have options
+MACRO_F1 = "macro_f1"  # of classification
 
 
 class _Answer(TypedDict):
@@ -67,6 +74,15 @@ class SplitEvaluation(nn.Module):
         self._categories = categories or {}
         self._intervals = intervals
         self._scores: list[tuple[int, int, dict[str, float]]] = []  # row, task, by metric
+        self._f1: PerTaskMacroF1 | None = None
+
+    def count_classes(self, label_sets: Sequence[Sequence[str]]) -> None:
+        """Have `macro_f1` too. No mean over examples: `micro` and the intervals leave it out.
+
+        Args:
+            label_sets: Each task's labels; the answers are among them.
+        """
+        self._f1 = PerTaskMacroF1(label_sets)
 
     def add_losses(
         self,
@@ -97,6 +113,8 @@ class SplitEvaluation(nn.Module):
             own[i][RANKED] = is_right(choices[i], references[i])
         values = torch.tensor([own[i][RANKED] for i in ranked], device=device)
         self._mean(RANKED).update(task_ids[ranked], values)
+        if self._f1 is not None:
+            self._f1.update(task_ids.tolist(), predictions, references)
         if self._intervals:
             self._scores.extend(zip(numbers, task_ids.tolist(), own, strict=True))
         rows = zip(task_ids.tolist(), inputs, predictions, references, choices, strict=True)
@@ -120,11 +138,15 @@ class SplitEvaluation(nn.Module):
         asked = [*self._metrics, RANKED] if answered else []
         means = {name: self._mean(name).compute() for name in ("loss", *asked)}
         metrics = [name for name in asked if name != RANKED or bool(means[name].counts.any())]
+        per_example = [*metrics]
+        if answered and self._f1 is not None:
+            means[MACRO_F1] = self._f1.compute()
+            metrics.append(MACRO_F1)
         by_task = {name: mean.by_task(self._task_names) for name, mean in means.items()}
         result = {
             "loss": means["loss"].micro(),
             "macro": {name: means[name].macro() for name in metrics},
-            "micro": {name: means[name].micro() for name in metrics},
+            "micro": {name: means[name].micro() for name in per_example},
             "tasks": {
                 task: {name: values[task] for name, values in by_task.items() if task in values}
                 for task in self._task_names
@@ -187,5 +209,7 @@ class SplitEvaluation(nn.Module):
     def _start_anew(self) -> None:
         for name in self._means:
             self._mean(name).reset()
+        if self._f1 is not None:
+            self._f1.reset()
         self._predictions, self._scores = [], []
         self._kept.clear()

@@ -1,6 +1,7 @@
 """Text metrics per sample, and their per-task means over any number of ranks.
 
-Scores are computed per sample where the sample is, and only sums and counts travel between ranks:
+Scores are computed per sample where the sample is, and only sums and counts travel between ranks
+(of F1, which is no mean over samples, the counts that it is made of):
 uneven shards and tasks that a rank never saw are then right by construction.
 """
 
@@ -153,3 +154,56 @@ class PerTaskMean(Metric):
     def compute(self) -> TaskMeans:
         """Means over everything all ranks have seen."""
         return TaskMeans(self.total / self.count.clamp(min=1), self.count)
+
+
+class PerTaskMacroF1(Metric):
+    """Macro F1 of each task: the mean over its labels of `2 tp / (2 tp + fp + fn)`.
+
+    As scikit-learn's `f1_score(labels=LABELS, average="macro", zero_division=0)`: a label that is
+    neither an answer nor a target counts as 0. Counts per task and label are added over ranks.
+
+    Args:
+        label_sets: Each task's labels.
+    """
+
+    full_state_update = False
+    right: Tensor
+    answers: Tensor
+    targets: Tensor
+    count: Tensor
+
+    def __init__(self, label_sets: Sequence[Sequence[str]], **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._classes = [{label: i for i, label in enumerate(labels)} for labels in label_sets]
+        shape = len(self._classes), max(map(len, self._classes))
+        for name in ("right", "answers", "targets"):
+            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(shape[:1], dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self, task_ids: Sequence[int], answers: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> None:
+        """Count answers. An answer among the `references` is its own target, else the first is."""
+        pairs = zip(answers, references, strict=True)
+        targets = [answer if answer in valid else valid[0] for answer, valid in pairs]
+        rows = [*zip(task_ids, answers, targets, strict=True)]
+        self._add(self.answers, [(task, answer) for task, answer, _ in rows])
+        self._add(self.targets, [(task, target) for task, _, target in rows])
+        self._add(self.right, [(task, answer) for task, answer, target in rows if answer == target])
+        self.count += torch.bincount(
+            torch.tensor(list(task_ids), device=self.count.device), minlength=len(self.count)
+        )
+
+    def _add(self, counts: Tensor, texts: Iterable[tuple[int, str]]) -> None:
+        """Add 1 to the label of each text; a target that is no label has none."""
+        cells = [(t, self._classes[t][text]) for t, text in texts if text in self._classes[t]]
+        rows, columns = torch.tensor(cells, device=counts.device).long().reshape(-1, 2).T
+        counts.index_put_((rows, columns), torch.ones_like(rows), accumulate=True)
+
+    def compute(self) -> TaskMeans:
+        """Macro F1 over everything all ranks have seen, and how many examples that were."""
+        # on the CPU: Apple's accelerator has no float64
+        right, both = self.right.cpu().double(), (self.answers + self.targets).cpu()
+        by_label = 2 * right / both.clamp(min=1)
+        sizes = torch.tensor([len(of) for of in self._classes])
+        return TaskMeans(by_label.sum(1) / sizes, self.count.cpu())
