@@ -28,10 +28,11 @@ from polylab.parts import (
     build_data,
     build_optim,
     build_trainer,
+    classifies,
     quiet_libraries,
     read_tasks,
 )
-from polylab.runs import load_run, read_run, task_names
+from polylab.runs import label_sets, load_run, read_run, task_names
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -75,13 +76,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     started, folder = time.perf_counter(), job_folder()
     check_folder(folder)
     config = run_config(cfg)
-    known = task_names(Path(cfg.run))
+    known, labels = task_names(Path(cfg.run)), label_sets(Path(cfg.run), config)
     quiet_libraries()
     source = chosen_tasks(cfg, read_tasks(config))
     model, backbone = load_run(Path(cfg.run), config, trust_code=cfg.trust_code)
     neighbours = route_unknown(cfg, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
-    data = build_data(config, backbone, source=source)
+    data = build_data(config, backbone, source=source, known_labels=labels)
     trainer = build_trainer(config, callbacks=[], logger=None, folder=folder)
     data.trainer = trainer
     with user_mistakes("data"):
@@ -90,6 +91,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "model": model,
         "tokenizer": backbone.tokenizer,
         "task_names": names,
+        "label_sets": None if labels is None else [*labels.values()],
         "categories": data.categories,  # type: ignore[attr-defined]
         "optim": build_optim(config),
         "seed": config.seed,
@@ -97,6 +99,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     module = build(config.module, key="module", parts=parts)
     module.trainer = trainer
     loader = check_answerable(cfg, model, data)
+    say_notes(cfg, data)
     keep_answers(cfg, config, module, loader, folder=folder)
     write_config(folder / "config.yaml", config)
     answer(cfg, module, loader)
@@ -219,6 +222,7 @@ def route_unknown(
             tasks=source(),
             trained=trained,
             way=cfg.zero_shot,
+            has_heads=classifies(read_run(Path(cfg.run))),
         )
 
 
@@ -235,6 +239,15 @@ def check_answerable(cfg: DictConfig, model: "PolyModel", data: "LightningDataMo
     if not loader:
         raise ConfigError(f"split={cfg.split}: no task has such examples · give another split")
     return loader
+
+
+def say_notes(cfg: DictConfig, data: "LightningDataModule") -> None:
+    """Say which targets are no labels of a classification."""
+    labels, tasks = data.label_sets, data.collection.tasks  # type: ignore[attr-defined]
+    if labels is not None:
+        ids = {name: i for i, name in enumerate(data.task_names)}  # type: ignore[attr-defined]
+        for note in labels.notes(tasks, ids, splits=[cfg.split]):
+            print(note, flush=True)
 
 
 def keep_answers(

@@ -20,7 +20,7 @@ from polylab.config.help import EXPORT_HELP
 from polylab.config.launch import launch
 from polylab.config.suggest import hint, listing
 from polylab.parts import quiet_libraries
-from polylab.runs import load_run, read_run, task_names
+from polylab.runs import load_run, read_generating_run, task_names
 
 if TYPE_CHECKING:
     from polylab import PolyModel
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> str:
     """
     check_choices(cfg)
     source, target = Path(cfg.run), Path(cfg.to)
-    run_config = read_run(source)
+    run_config = read_generating_run(source)
     names = task_names(source)
     check_task(cfg, names)
     quiet_libraries()

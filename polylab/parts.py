@@ -97,21 +97,25 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     return Parts(model, data, module, trainer, logger, task_names)
 
 
+def classifies(cfg: DictConfig) -> bool:
+    """Whether a run trains heads instead of generating."""
+    return OmegaConf.select(cfg, "module._target_") == CLASSIFICATION
+
+
 def _check_kind(cfg: DictConfig, backbone: "Backbone") -> None:
     """Refuse a module that cannot train this kind of backbone."""
-    classifies = cfg.module.get("_target_") == CLASSIFICATION
     given = f"backbone.name_or_path={backbone.name}"
-    if classifies and not backbone.is_encoder:
+    if classifies(cfg) and not backbone.is_encoder:
         raise ConfigError(
             f"module=classification: {given} generates · an encoder-only backbone (BERT, ...) is "
             "needed · choose one, or use module=multitask"
         )
-    if classifies and cfg.adapter is None:
+    if classifies(cfg) and cfg.adapter is None:
         raise ConfigError(
             "module=classification with adapter=none: the heads are trained beside an adapter · "
             "choose one, e.g. adapter=lora"
         )
-    if backbone.is_encoder and not classifies:
+    if backbone.is_encoder and not classifies(cfg):
         raise ConfigError(
             f"module: {given} is an encoder alone and does not generate · use module=classification"
         )
@@ -137,10 +141,10 @@ def know_tasks_of(cfg: DictConfig) -> None:
     """
     if cfg.init_from is None:
         return
-    from polylab.runs import read_run, task_names
+    from polylab.runs import read_generating_run, task_names
 
     with user_mistakes("init_from"):
-        before = read_run(Path(cfg.init_from))
+        before = read_generating_run(Path(cfg.init_from))
     old, new = before.backbone.name_or_path, cfg.backbone.name_or_path
     if old != new:
         raise ConfigError(
@@ -161,11 +165,15 @@ def build_optim(cfg: DictConfig) -> Any:
 
 
 def build_backbone(cfg: DictConfig) -> "Backbone":
-    """Load the backbone that `cfg.backbone` names."""
+    """Load the backbone that `cfg.backbone` names; random weights follow from `cfg.seed`."""
+    import torch
+
     from polylab.backbones import load_backbone
 
     with user_mistakes("backbone"):
         check_arguments(load_backbone, cfg.backbone, key="backbone")
+        if cfg.backbone.from_scratch:  # so that a finished run is read back with the weights it had
+            torch.default_generator.manual_seed(cfg.seed)
         return load_backbone(**_plain(cfg.backbone))
 
 
@@ -233,14 +241,19 @@ def composed_data(option: str, settings: Mapping[str, Any], *, key: str) -> Dict
 
 
 def build_data(
-    cfg: DictConfig, backbone: "Backbone", *, source: ReadTasks | None
+    cfg: DictConfig,
+    backbone: "Backbone",
+    *,
+    source: ReadTasks | None,
+    known_labels: Mapping[str, Sequence[str]] | None = None,
 ) -> "LightningDataModule":
-    """Make the data module that `cfg.data` describes."""
+    """Make the data module that `cfg.data` describes; `known_labels` are a finished run's."""
     node = _data_node(cfg)
     parts: dict[str, Any] = {
         "tokenizer": backbone.tokenizer,
         "is_encoder_decoder": backbone.is_encoder_decoder,
         "is_encoder": backbone.is_encoder,
+        "known_labels": known_labels,
         "seed": cfg.seed,
     }
     if source is not None:

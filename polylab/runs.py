@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.files import read_json
 from polylab.config.suggest import hint, listing
-from polylab.parts import build_backbone
+from polylab.parts import build_backbone, classifies
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from polylab import PolyModel
     from polylab.backbones import Backbone
 
-__all__ = ["Run", "load", "load_run", "read_run", "task_names"]
+__all__ = [
+    "Run",
+    "label_sets",
+    "load",
+    "load_run",
+    "read_generating_run",
+    "read_run",
+    "task_names",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Run:
         metrics: Its `metrics.json`.
         model: The backbone with the adapter, in evaluation mode.
         tokenizer: Of the backbone.
+        labels: Of each task in the order of its classes, by name; None if the run generates.
     """
 
     folder: Path
@@ -47,6 +56,7 @@ class Run:
     metrics: dict[str, Any]
     model: "PolyModel"
     tokenizer: "PreTrainedTokenizerBase"
+    labels: dict[str, list[str]] | None = None
 
     def allocation(self, layer: str | None = None, split: int | None = None) -> "DataFrame":
         """Which skills each task uses: mixing weights without noise, tasks x skills.
@@ -94,11 +104,33 @@ class Run:
             options: Of `generate`, over the run's own (`module.max_new_tokens`, `num_beams`).
 
         Raises:
+            ValueError: If there is no such task, none is given where one is needed, or the run
+                classifies.
+
+        Raises:
             ValueError: If the task is unknown, or not said where it matters.
         """
         from polylab.answering import answers
 
         return answers(self, texts, task=task, **options)
+
+    def classify(self, texts: Sequence[str], *, task: str | None = None) -> list[dict[str, float]]:
+        """Labels of texts as the run's data has them, encoded as in training.
+
+        Args:
+            texts: Inputs, with an instruction where the run's had one (`data.prompt`).
+            task: Whose head (and routing) to use; needed unless there is one task only.
+
+        Returns:
+            For each text the probability of every label of the task, the most probable first.
+
+        Raises:
+            ValueError: If there is no such task, none is given where one is needed, or the run
+                generates.
+        """
+        from polylab.answering import label_probabilities
+
+        return label_probabilities(self, texts, task=task)
 
 
 def load(
@@ -119,7 +151,8 @@ def load(
     model, backbone = load_run(place, config, trust_code=trust_code)
     model = model.to(device or "cpu").eval()
     metrics = read_json(place / "metrics.json")
-    return Run(place, config, names, metrics, model, backbone.tokenizer)
+    labels = label_sets(place, config)
+    return Run(place, config, names, metrics, model, backbone.tokenizer, labels)
 
 
 def _layer(name: str, layers: Sequence[str]) -> str:
@@ -152,11 +185,6 @@ def read_run(folder: Path) -> DictConfig:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig) or not OmegaConf.is_dict(config.get("backbone")):
         raise ConfigError(f"{path} has no backbone · it must be the file that the run wrote")
-    if "ClassificationModule" in str(OmegaConf.select(config, "module._target_")):
-        raise ConfigError(
-            f"run={folder}: it classifies (module=classification); only runs that generate are "
-            "read back · its scores are in metrics.json, its heads in adapter/"
-        )
     if not (folder / "adapter").is_dir():
         why = (
             "the run had none (adapter=none)"
@@ -174,6 +202,45 @@ def read_run(folder: Path) -> DictConfig:
     return config
 
 
+def read_generating_run(folder: Path) -> DictConfig:
+    """Return the configuration as `read_run`, for commands that a classification is not for.
+
+    Raises:
+        ConfigError: If the folder is no finished run's, or the run classifies.
+    """
+    config = read_run(folder)
+    if classifies(config):
+        raise ConfigError(
+            f"run={folder}: it classifies (module=classification); only runs that generate are "
+            "adapted, exported and gone on from · python -m polylab.evaluate and polylab.load read "
+            "it back"
+        )
+    return config
+
+
+def label_sets(folder: Path, config: DictConfig) -> dict[str, list[str]] | None:
+    """Return the labels of a classification's tasks, by their ids; None if the run generates.
+
+    Raises:
+        ConfigError: If the file that holds them is missing or damaged, or is of other tasks.
+    """
+    if not classifies(config):
+        return None
+    path, names = folder / "adapter" / "labels.json", task_names(folder)
+    with user_mistakes(str(path)):
+        found: Any = read_json(path)
+        if not isinstance(found, dict) or not all(map(_is_label_set, found.values())):
+            raise ValueError("an object of task names and lists of different labels is needed")
+        if {*found} != {*names}:
+            raise ValueError(f"its tasks are {listing(found)}, and those of tasks.json {names}")
+        return {name: found[name] for name in names}
+
+
+def _is_label_set(labels: Any) -> bool:
+    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    return is_list and len({*labels}) == len(labels) > 1
+
+
 def task_names(run_folder: Path) -> list[str]:
     """Return the names of the run's tasks in the order of their ids.
 
@@ -189,14 +256,21 @@ def task_names(run_folder: Path) -> list[str]:
 
 
 def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[PolyModel, Backbone]":
-    """Load the run's backbone, and the model with its adapter.
+    """Load the run's backbone, and the model with its adapter and heads.
 
     Raises:
         ConfigError: If the backbone is not there any more, or the adapter does not fit it.
     """
-    from polylab import PolyModel
+    import torch
 
-    backbone = build_backbone(config)
+    from polylab import PolyModel
+    from polylab.training.heads import add_heads
+
+    labels = label_sets(folder, config)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is none of the caller's business
+        backbone = build_backbone(config)
+        if labels is not None:
+            add_heads(backbone.model, [*map(len, labels.values())])
     with user_mistakes(f"run={folder}"):
         model = PolyModel.from_pretrained(backbone.model, folder / "adapter", trust_code=trust_code)
         return model, backbone

@@ -24,7 +24,7 @@ from polylab.parts import (
     quiet_libraries,
     read_tasks,
 )
-from polylab.runs import load_run, read_run, task_names
+from polylab.runs import load_run, read_generating_run, task_names
 
 if TYPE_CHECKING:
     from polylab import PolyModel
@@ -62,7 +62,7 @@ def check_command(cfg: DictConfig) -> None:
     """
     if OmegaConf.is_missing(cfg, "run"):
         raise ConfigError("run is not set · give run=RUN_DIR of a finished run")
-    read_run(Path(cfg.run))
+    read_generating_run(Path(cfg.run))
     check_config(cfg)
     OmegaConf.resolve(cfg)  # the parts are built from single nodes
     _check_adapt(cfg)
@@ -81,7 +81,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     Raises:
         ConfigError: If any of them refuses what it is given.
     """
-    run_config, names = read_run(Path(cfg.run)), task_names(Path(cfg.run))
+    run_config, names = read_generating_run(Path(cfg.run)), task_names(Path(cfg.run))
     found = _read_new_tasks(cfg)
     tasks = _choose_tasks(cfg, found, names)
     shots = _make_shots(cfg)

@@ -82,6 +82,8 @@ class DataModule(LightningDataModule):
         cache: A folder where the tasks, and the token ids of their training examples, lie in files
             that are mapped instead of kept in memory. They are made by the first process that
             needs them. None keeps everything in memory, and tokenises when it is needed.
+        max_labels: A task with more labels than that is no classification.
+        known_labels: Of tasks that have heads already, in the order of their classes.
 
     Raises:
         ValueError: If an argument is not valid.
@@ -116,6 +118,7 @@ class DataModule(LightningDataModule):
         tasks_per_batch: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         max_labels: int = 64,
+        known_labels: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         check_prompt(prompt)
@@ -150,6 +153,7 @@ class DataModule(LightningDataModule):
         self._pad_id = padding_id(tokenizer)
         self._is_encoder_decoder = is_encoder_decoder or is_encoder
         self._max_labels = max_labels
+        self._known_labels = dict(known_labels or {})
         self._batch_size = batch_size
         self._eval_batch_size = eval_batch_size or batch_size
         self._prompt = prompt
@@ -194,15 +198,18 @@ class DataModule(LightningDataModule):
         """
         if not isinstance(self._encoder, ClassEncoder):
             return None
-        tasks = {task.name: task for task in self.collection.tasks}
-        absent = [name for name in self.task_names if name not in tasks]
+        tasks, known = {task.name: task for task in self.collection.tasks}, self._known_labels
+        absent = [name for name in self.task_names if name not in {*tasks, *known}]
         if absent:
             raise ValueError(
                 f"data.known_tasks: {absent[0]!r} has no data, which its labels come from · give "
                 "its data, or leave it out."
             )
         return LabelSets(
-            [label_set(tasks[name], max_labels=self._max_labels) for name in self.task_names]
+            [
+                known.get(name) or label_set(tasks[name], max_labels=self._max_labels)
+                for name in self.task_names
+            ]
         )
 
     @property

@@ -76,10 +76,16 @@ class LabelSets:
         known = set(self.by_task[task_id])
         return sum(example.target not in known for example in examples)
 
-    def notes(self, tasks: Sequence[TaskData], ids: dict[str, int]) -> Iterator[str]:
+    def notes(
+        self,
+        tasks: Sequence[TaskData],
+        ids: dict[str, int],
+        *,
+        splits: Sequence[str] = ("validation", "test"),
+    ) -> Iterator[str]:
         """A sentence for each evaluated split with targets that are no labels."""
         for task in tasks:
-            for split in ("validation", "test"):
+            for split in splits:
                 count = self.strangers(ids[task.name], task.split(split))
                 if count:
                     yield (

@@ -25,6 +25,7 @@ def add_unknown_tasks(
     tasks: TaskCollection,
     trained: TaskCollection | None,
     way: str | None,
+    has_heads: bool = False,
 ) -> dict[str, str]:
     """Give every task in `tasks` that is not `known` an id after those, in the order of names.
 
@@ -39,17 +40,24 @@ def add_unknown_tasks(
         tasks: To be evaluated.
         trained: The trained tasks with their descriptions, for `nearest`.
         way: One of `ways.WAYS`; None refuses unknown tasks.
+        has_heads: Whether tasks are classified by heads of their own; refuses unknown tasks.
 
     Returns:
         For `nearest` the neighbour of each new task.
 
     Raises:
-        ValueError: If there are unknown tasks and no way is given, the way does not fit the
-            adapter, or a description is missing.
+        ValueError: If there are unknown tasks and no way is given or heads are needed, the way does
+            not fit the adapter, or a description is missing.
     """
     new = [name for name in tasks.names if name not in set(known)]
     if not new:
         return {}
+    if has_heads:
+        raise ValueError(
+            f"the run knows no {quote(new, 8)} · its tasks are {quote(known, 8)} · it classifies, "
+            "and a task without a trained head has no answers (zero_shot makes none) · leave it "
+            "out with task=NAME, or train with it."
+        )
     if way is None:
         raise ValueError(
             f"the run knows no {quote(new, 8)} · its tasks are {quote(known, 8)} · say how others "

@@ -22,7 +22,26 @@ from polylab.training.optim import OptimConfig
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
 
-__all__ = ["ClassificationModule"]
+__all__ = ["ClassificationModule", "class_logits", "encoder_output"]
+
+
+def encoder_output(model: PolyModel, batch: Mapping[str, Any]) -> Any:
+    """What the adapted encoder makes of a batch, with its `last_hidden_state`."""
+    mask = batch["attention_mask"]
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=mask,
+        task_ids=batch["task_ids"],
+        prompt_mask=mask.bool(),
+    )
+
+
+def class_logits(
+    model: PolyModel, hidden: Float[Tensor, "batch seq d"], batch: Mapping[str, Any]
+) -> Float[Tensor, "batch labels"]:
+    """Logits of the head of each row's task, from the encoder's last hidden states."""
+    heads = model.get_base_model().get_submodule(HEAD)
+    return heads(hidden, batch["attention_mask"], batch["task_ids"])
 
 
 class ClassificationModule(PolyModule):
@@ -76,16 +95,10 @@ class ClassificationModule(PolyModule):
             self._evaluation(split).count_classes(self.label_sets)
 
     def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
-        mask, ids = batch["attention_mask"], batch["task_ids"]
-        output = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=mask,
-            task_ids=ids,
-            prompt_mask=mask.bool(),
-        )
+        output = encoder_output(self.model, batch)
         hidden, labels = output.last_hidden_state, batch["labels"][:, 0]
         losses = F.cross_entropy(
-            self._logits(hidden, batch), labels, ignore_index=IGNORED, reduction="none"
+            class_logits(self.model, hidden, batch), labels, ignore_index=IGNORED, reduction="none"
         )
         prior = getattr(output, "prior_loss", None)
         return ExampleLosses(losses, (labels != IGNORED).long(), prior, hidden)
@@ -94,13 +107,9 @@ class ClassificationModule(PolyModule):
         """The label of each row with the highest logit."""
         hidden = self._example_losses(batch).encoded if encoded is None else encoded
         assert hidden is not None
-        best = self._logits(hidden, batch).argmax(1).tolist()
+        best = class_logits(self.model, hidden, batch).argmax(1).tolist()
         rows = zip(batch["task_ids"].tolist(), best, strict=True)
         return [self.label_sets[task][label] for task, label in rows]
-
-    def _logits(self, hidden: Tensor, batch: dict[str, Any]) -> Float[Tensor, "batch labels"]:
-        heads = self.model.get_base_model().get_submodule(HEAD)
-        return heads(hidden, batch["attention_mask"], batch["task_ids"])
 
     def save_labels(self, path: Path) -> None:
         """Write each task's labels in the order of its classes, as JSON."""

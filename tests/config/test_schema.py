@@ -19,7 +19,7 @@ from polylab.training import ClassificationModule, OptimConfig, PolyModule
 GIVEN: dict[str, set[str]] = {
     "BackboneSchema": set(),
     "AdapterSchema": {"n_tasks", "task_names", "inference_mode", *BOOKKEEPING},
-    "DataSchema": {"tokenizer", "is_encoder_decoder", "is_encoder", "seed"},
+    "DataSchema": {"tokenizer", "is_encoder_decoder", "is_encoder", "known_labels", "seed"},
     "ModuleSchema": {"categories", "model", "tokenizer", "task_names", "optim", "seed"},
     "ClassificationSchema": {
         "categories",

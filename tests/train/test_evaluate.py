@@ -316,6 +316,8 @@ def test_load(named: Callable[..., Path]) -> None:
     assert run.generate(["a b"], task="upper", max_new_tokens=3) == answers[:1]
     with pytest.raises(ValueError, match="'uper' is none of the run's"):
         run.generate(["a"], task="uper")
+    with pytest.raises(ValueError, match=r"the run generates .* use generate"):
+        run.classify(["a"], task="upper")
     with pytest.raises(ValueError, match="say whose routing"):
         run.generate(["a"])
     with pytest.raises(ValueError, match="is none of the layers"):

@@ -76,15 +76,14 @@ def _evaluated(_folder):
     evaluation.count_classes(LABELS)
     rows = [*enumerate(_rows())]
     shares = {None: rows, 0: rows[30:], 1: [*reversed(rows[:30])]}
-    results = []
-    for _ in range(2):  # a second pass knows nothing of the first
-        for i, (task, answer, valid) in shares[rank]:
+    result = {}
+    for part in (shares[rank][:3], shares[rank]):  # a second pass knows nothing of the first
+        for i, (task, answer, valid) in part:
             ids = torch.tensor([task])
             evaluation.add_losses(ids, torch.tensor([i / 8]), torch.tensor([1]))
             evaluation.add_texts(ids, ["x"], [answer], [valid], [i], [{}])
-        results.append(evaluation.finish()[0])
-    assert results[0] == results[1]
-    return results[0]
+        result = evaluation.finish()[0]
+    return result
 
 
 def _on_a_rank(folder):
