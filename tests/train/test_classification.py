@@ -201,7 +201,9 @@ def test_classes_of_other_data_are_those_of_the_run(learned, evaluate, tmp_path)
 
 
 def test_load_classifies(learned, mope, evaluate, tmp_path):
+    before = torch.get_rng_state()
     run = polylab.load(learned.folder)
+    assert torch.equal(torch.get_rng_state(), before)
     assert run.labels is not None
     assert run.labels["is_plural"] == ["no", "yes"]
     assert list(run.allocation().index) == run.tasks
