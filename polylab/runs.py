@@ -271,6 +271,7 @@ def load_run(folder: Path, config: DictConfig, *, trust_code: bool) -> "tuple[Po
         backbone = build_backbone(config)
         if labels is not None:
             add_heads(backbone.model, [*map(len, labels.values())])
-    with user_mistakes(f"run={folder}"):
-        model = PolyModel.from_pretrained(backbone.model, folder / "adapter", trust_code=trust_code)
-        return model, backbone
+        with user_mistakes(f"run={folder}"):
+            adapter = folder / "adapter"
+            model = PolyModel.from_pretrained(backbone.model, adapter, trust_code=trust_code)
+            return model, backbone
