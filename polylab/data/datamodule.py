@@ -318,9 +318,10 @@ class DataModule(LightningDataModule):
 
         `rows` of its batches number the evaluated examples, task by task in order of the names.
         """
-        tasks = self._tasks_with(split)
+        tasks, dataset = self._tasks_with(split), self._dataset(split)
         order = evaluation_order(
-            [[len(example.input) for example in task.split(split)] for task in tasks],
+            [len(task.split(split)) for task in tasks],
+            lambda index: len(dataset.text(index)),
             names=[task.name for task in tasks],
             limit=self._limits[split],
             seed=self._seed,
@@ -334,7 +335,7 @@ class DataModule(LightningDataModule):
             world_size=self._world_size,
         )
         return evaluation_loader(
-            self._dataset(split),
+            dataset,
             sampler,
             collator=self._collator(evaluation=True),
             num_workers=self._num_workers,

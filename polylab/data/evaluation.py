@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -44,18 +44,28 @@ def choose_examples(size: int, *, limit: int | None, seed: int, name: str) -> li
 
 
 def evaluation_order(
-    lengths: Sequence[Sequence[int]], *, names: Sequence[str], limit: int | None, seed: int
+    sizes: Sequence[int],
+    length: Callable[[int], int],
+    *,
+    names: Sequence[str],
+    limit: int | None,
+    seed: int,
 ) -> list[Key]:
     """(index, row) of at most `limit` examples per task, short inputs first.
 
-    `lengths` has the length of every input, task by task; an index counts all examples, a row only
-    the chosen ones, both in that order.
+    Args:
+        sizes: Examples of each task; an index counts them all, a row only the chosen ones.
+        length: Of the input at an index; asked for the chosen ones.
+        names: Of the tasks.
+        limit: None is all.
+        seed: Of the choice.
     """
-    chosen: list[tuple[int, int]] = []  # length, index
-    first = 0
-    for task_lengths, name in zip(lengths, names, strict=True):
-        positions = choose_examples(len(task_lengths), limit=limit, seed=seed, name=name)
-        chosen.extend((task_lengths[i], first + i) for i in positions)
-        first += len(task_lengths)
-    rows = sorted(range(len(chosen)), key=lambda row: chosen[row][0])
-    return [(chosen[row][1], row) for row in rows]
+    starts = itertools.accumulate(sizes, initial=0)
+    chosen = [
+        start + position
+        for start, size, name in zip(starts, sizes, names, strict=False)
+        for position in choose_examples(size, limit=limit, seed=seed, name=name)
+    ]
+    lengths = [*map(length, chosen)]
+    rows = sorted(range(len(chosen)), key=lengths.__getitem__)
+    return [(chosen[row], row) for row in rows]

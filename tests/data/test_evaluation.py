@@ -51,9 +51,18 @@ def test_without_a_limit_all_are_chosen() -> None:
 
 
 def test_short_inputs_come_first_and_rows_number_the_chosen() -> None:
-    order = evaluation_order([[5, 3], [4, 9, 1]], names=["a", "b"], limit=None, seed=0)
+    lengths = [5, 3, 4, 9, 1]
+    asked = []
+
+    def length(index: int) -> int:
+        asked.append(index)
+        return lengths[index]
+
+    order = evaluation_order([2, 3], length, names=["a", "b"], limit=None, seed=0)
     assert order == [(4, 4), (1, 1), (2, 2), (0, 0), (3, 3)]
-    order = evaluation_order([[5, 3], [4, 9, 1]], names=["a", "b"], limit=1, seed=0)
+    asked.clear()
+    order = evaluation_order([2, 3], length, names=["a", "b"], limit=1, seed=0)
+    assert len(asked) == 2
     assert sorted(row for _, row in order) == [0, 1]
     first, second = sorted(order, key=lambda key: key[1])
     assert first[0] in (0, 1)
