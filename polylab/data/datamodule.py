@@ -259,8 +259,6 @@ class DataModule(LightningDataModule):
             slice_size(self._batch_size, world_size=self._world_size, accumulate=self._accumulate)
         if self._rank == 0 and not self._was_noted:
             self._was_noted = True
-            if stage == "fit":
-                logger.info(self.describe())
             for note in self.collection.notes:
                 logger.info(note)
             if self.label_sets is not None:

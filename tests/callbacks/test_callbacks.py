@@ -109,6 +109,7 @@ class TestWhereTheyRun:
         assert "SkillFigures has nothing to show: Plain holds no PolyModel" in caplog.text
         assert {key for _, row in memory.rows for key in row if "/" in key} == {
             "throughput/tokens_per_second",
+            "throughput/padding",
             "memory/peak_mb",
         }
         assert list(tmp_path.iterdir()) == []
