@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from polylab.data import DataModule, Example, JsonlFolder
+from polylab.data import DataModule, Example, HubSource, JsonlFolder, ParquetFiles
 from polylab.data.collate import Collator
 from polylab.data.dataset import EncodedExamples
 from polylab.data.encoding import TextEncoder
@@ -241,3 +243,16 @@ def test_an_empty_answer_leaves_a_row_out(write_tasks: Callable[..., Path]) -> N
     folder = write_tasks({"a": [{"input": "x", "target": "y"}, {"messages": turns}]})
     assert len(JsonlFolder(path=folder)().tasks[0].train) == 1
     assert json.loads((folder / "a.jsonl").read_text().splitlines()[1])["messages"] == turns
+
+
+def test_conversations_in_tables_are_those_of_json_lines(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": content} for role, content in TURNS]
+    for name in ("parquet", "hub", "jsonl"):
+        (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"messages": [turns]}), tmp_path / "parquet" / "t.parquet")
+    for name, file in (("hub", "train.jsonl"), ("jsonl", "t.jsonl")):
+        (tmp_path / name / file).write_text(json.dumps({"messages": turns}) + "\n")
+    wanted = JsonlFolder(path=tmp_path / "jsonl")().tasks[0].train[0]
+    assert wanted == _examples(TURNS)
+    assert ParquetFiles(path=str(tmp_path / "parquet"))().tasks[0].train[0] == wanted
+    assert HubSource(path=str(tmp_path / "hub"))().tasks[0].train[0] == wanted
