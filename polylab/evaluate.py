@@ -80,7 +80,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     quiet_libraries()
     source = chosen_tasks(cfg, read_tasks(config))
     model, backbone = load_run(Path(cfg.run), config, trust_code=cfg.trust_code)
-    neighbours = route_unknown(cfg, model, backbone.tokenizer, known=known, source=source)
+    neighbours = route_unknown(cfg, config, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
     data = build_data(config, backbone, source=source, known_labels=labels)
     trainer = build_trainer(config, callbacks=[], logger=None, folder=folder)
@@ -197,7 +197,13 @@ def chosen_tasks(cfg: DictConfig, source: ReadTasks | None) -> ReadTasks:
 
 
 def route_unknown(
-    cfg: DictConfig, model: "PolyModel", tokenizer: Any, *, known: Sequence[str], source: ReadTasks
+    cfg: DictConfig,
+    config: DictConfig,
+    model: "PolyModel",
+    tokenizer: Any,
+    *,
+    known: Sequence[str],
+    source: ReadTasks,
 ) -> dict[str, str]:
     """Give ids to tasks that the run does not know, as `zero_shot` says.
 
@@ -222,7 +228,7 @@ def route_unknown(
             tasks=source(),
             trained=trained,
             way=cfg.zero_shot,
-            has_heads=classifies(read_run(Path(cfg.run))),
+            has_heads=classifies(config),
         )
 
 

@@ -106,9 +106,6 @@ class Run:
         Raises:
             ValueError: If there is no such task, none is given where one is needed, or the run
                 classifies.
-
-        Raises:
-            ValueError: If the task is unknown, or not said where it matters.
         """
         from polylab.answering import answers
 

@@ -198,22 +198,22 @@ class EncodedExamples(Dataset[EncodedExample]):
         return [*map(self.text, indices)], [*map(self.target, indices)]
 
     def _encode(self, indices: Sequence[int]) -> list[Pair]:
-        if not indices:
-            return []
-        inputs, targets = self._texts(indices)
-        pairs = [
-            *zip(
+        pairs = {}
+        if self._converses:
+            learns = not self._with_texts
+            for index in indices:
+                if messages := self._messages(index):
+                    pairs[index] = self._encoder.encode_conversation(messages, learns=learns)
+        plain = [index for index in indices if index not in pairs]
+        if plain:
+            inputs, targets = self._texts(plain)
+            encoded = zip(
                 self._encoder.encode_inputs(inputs),
                 self._encoder.encode_targets(targets),
                 strict=True,
             )
-        ]
-        if self._converses:
-            for place, index in enumerate(indices):
-                if messages := self._messages(index):
-                    learns = not self._with_texts
-                    pairs[place] = self._encoder.encode_conversation(messages, learns=learns)
-        return pairs
+            pairs.update(zip(plain, encoded, strict=True))
+        return [pairs[index] for index in indices]
 
     def _messages(self, index: int) -> list[Message]:
         """A conversation with what `prompt` says of the task: the name before it, the system's."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
+from polylab.poly.packing import Packing
+
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
-
-from polylab.poly.packing import Packing
 
 IGNORED = -100
 
