@@ -88,6 +88,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     callbacks = build_callbacks(cfg, parts)
     logger = build_logger(cfg, folder=folder, sweep=sweep_folder())
     trainer = build_trainer(cfg, callbacks=callbacks, logger=logger, folder=folder)
+    _keep_history(trainer, folder)
     _try_out(module, data, trainer)
     if cfg.trainer.compile:
         from polylab import compile_blocks
@@ -317,6 +318,14 @@ def build_trainer(
             return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _keep_history(trainer: "Trainer", folder: Path) -> None:
+    """Let what is logged also be written down in the run's folder, whatever the tracker."""
+    from polylab.training import HistoryLogger
+
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.loggers = [*trainer.loggers, HistoryLogger(folder)]
 
 
 def lightning_node(trainer: DictConfig) -> DictConfig:

@@ -7,15 +7,17 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.checks import check_config
 from polylab.config.ddp import clean_environment, is_child
+from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
-from polylab.config.files import read_json, write_config
+from polylab.config.files import read_json, write_config, write_json
 from polylab.config.help import help_text
 from polylab.config.launch import job_folder, launch, sweep_folder
 from polylab.config.outcome import print_table, split_results, summary_line
@@ -23,6 +25,7 @@ from polylab.config.tracking import finished_logger, sync_line
 from polylab.parts import Parts, build_parts
 
 if TYPE_CHECKING:
+    import torch
     from lightning.pytorch import LightningModule
 
 log = logging.getLogger("polylab")
@@ -70,6 +73,7 @@ def run(cfg: DictConfig) -> float | None:
             return None
         if not is_child():
             write_config(folder / "config.yaml", cfg)
+            write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
         with finished_logger(parts.logger):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
@@ -187,6 +191,23 @@ def facts(parts: Parts, *, folder: Path) -> str:
     count = count_trainable(parts.module)
     device = f"{trainer.strategy.root_device.type}{devices}"
     return f"{count:,} trainable parameters · {skills} · {device} · {folder}"
+
+
+def surroundings(parts: Parts) -> dict[str, Any]:
+    """Return versions, machine, commit and command of the run."""
+    trainer = parts.trainer
+    return describe_environment(
+        device=device_name(trainer.strategy.root_device),
+        devices=trainer.world_size,
+        overrides=list(HydraConfig.get().overrides.task),
+    )
+
+
+def device_name(device: "torch.device") -> str:
+    """Return `cpu`, or the name of the accelerator."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _has_test(module: "LightningModule") -> bool:
