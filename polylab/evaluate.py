@@ -19,7 +19,6 @@ from polylab.config.errors import ConfigError, explain, user_mistakes, wants_tra
 from polylab.config.files import read_json, write_config, write_text
 from polylab.config.help import evaluate_help
 from polylab.config.launch import job_folder, launch
-from polylab.config.outcome import print_table, summary_line
 from polylab.config.suggest import hint, listing
 from polylab.config.targets import build
 from polylab.evaluating.ways import WAYS
@@ -33,6 +32,7 @@ from polylab.parts import (
     read_tasks,
 )
 from polylab.runs import label_sets, load_run, read_run, task_names
+from polylab.terminal.outcome import say_outcome
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -83,7 +83,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     neighbours = route_unknown(cfg, config, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
     data = build_data(config, backbone, source=source, known_labels=labels)
-    trainer = build_trainer(config, callbacks=[], logger=None, folder=folder)
+    from polylab.callbacks import Progress
+
+    trainer = build_trainer(config, callbacks=[Progress()], logger=None, folder=folder)
     data.trainer = trainer
     with user_mistakes("data"):
         names: list[str] = list(data.task_names)  # type: ignore[attr-defined]
@@ -315,10 +317,8 @@ def save(
         neighbours=neighbours or None,
     )
     (folder / JOURNAL).unlink()
-    metrics = read_json(folder / "metrics.json")
-    print_table(metrics)
-    print(f"{summary_line(metrics)} · {folder}", flush=True)
-    return metrics
+    say_outcome(folder, commands=False)
+    return read_json(folder / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
     "evaluating": {"data", "poly"},
     "config": set(),
+    "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
     "testing": {"poly"},
     "__init__": {"poly", "runs"},
 }
