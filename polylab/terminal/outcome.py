@@ -23,16 +23,17 @@ def split_results(values: Mapping[str, Any], split: str) -> dict[str, Any]:
     return loss | {"macro": named}
 
 
-def say_outcome(folder: Path, *, commands: bool) -> None:
+def say_outcome(folder: Path, *, commands: bool, table: bool = True) -> None:
     """Print the scores of every task, one line for the whole run, and where to look next.
 
     Args:
         folder: Of the run; it has its `metrics.json`.
         commands: Whether the folder is a run's, from which other commands go on.
+        table: Whether to print the scores of every task.
     """
     metrics = read_json(folder / "metrics.json")
     split = _reported(metrics)
-    if (metrics.get(split) or {}).get("tasks"):
+    if table and (metrics.get(split) or {}).get("tasks"):
         print(f"\n{task_table(metrics[split], title=f'{split} metrics by task')}\n")
     print(*wrap(summary_line(metrics), WIDTH - 2), sep="\n  ")
     print(format_rows(_next(folder, commands=commands)), flush=True)
