@@ -19,6 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
     "evaluating": {"data", "poly"},
     "config": set(),
+    "reporting": {"callbacks", "poly"},
     "testing": {"poly"},
     "__init__": {"poly", "runs"},
 }
