@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluating": {"backbones", "callbacks", "config", "data", "parts", "poly", "training"},
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
+    "reporting": {"callbacks", "poly"},
     "testing": {"poly"},
     "__init__": {"poly", "runs"},
 }
