@@ -2,16 +2,20 @@
 
 from polylab.callbacks.history import AllocationHistory
 from polylab.callbacks.recovery import Recovery
+from polylab.callbacks.redundancy import SkillRedundancy
 from polylab.callbacks.routing_statistics import RoutingStatistics
 from polylab.callbacks.skill_figures import SkillFigures
 from polylab.callbacks.skill_table import SkillTable
 from polylab.callbacks.throughput import Throughput
+from polylab.callbacks.update_sizes import UpdateSizes
 
 __all__ = [
     "AllocationHistory",
     "Recovery",
     "RoutingStatistics",
     "SkillFigures",
+    "SkillRedundancy",
     "SkillTable",
     "Throughput",
+    "UpdateSizes",
 ]
