@@ -13,7 +13,7 @@ from polylab.config.errors import ConfigError
 from polylab.config.suggest import hint
 from polylab.evaluating.choices import LEARNED, STUDY
 from polylab.evaluating.preparation import Evaluation
-from polylab.evaluating.scores import Asked, Scores, effects, metric_names
+from polylab.evaluating.scores import LOSS, Asked, Scores, effects, metric_names
 from polylab.evaluating.study import Allocation, Study, dropped_skills
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def study(
     Args:
         evaluation: Of the run.
         journals: By routing, `learned` first; what they hold is not asked again.
-        metric: Of the figure and the sentences; see `choose_metric`.
+        metric: Of the table, the sentences and the knock-out; if None, see `choose_metric`, and
+            of the knock-out the loss, which says more of the few examples of a cell.
         note: Why no skill is taken away.
         say: Told how much there is to do, and after each routing.
 
@@ -115,6 +116,7 @@ def study(
         [*routings],
         scores.metrics,
         chosen,
+        LOSS if metric is None else chosen,
         n_examples,
         allocation=_allocation(evaluation.model, scores, dropped_skills(routings)),
         by_input=evaluation.model.is_input_routed,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polylab.config.files import write_text
-from polylab.evaluating.scores import LOSS
+from polylab.evaluating.picture import in_words
+from polylab.evaluating.scores import LOSS, Estimate
 from polylab.evaluating.study import sign
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["Verdict", "findings", "margin", "show", "table", "verdict", "write"]
 
 MARGIN = 0.01  # of a score from 0 to 1
 LOSS_MARGIN = 0.05  # share of the learned loss
+_CLEAR, _WEAK = 0.5, 0.2  # correlations
 
 
 class Verdict(Enum):
@@ -108,13 +110,16 @@ def _spared(study: Study) -> str:
     verdicts = {k: verdict(study, f"drop:{k}", study.metric) for k in study.skills}
     spared = [str(k) for k, found in verdicts.items() if found in (Verdict.SAME, Verdict.BETTER)]
     missed = [str(k) for k, found in verdicts.items() if found is Verdict.WORSE]
-    parts = [
-        f"tasks miss {len(missed)} ({', '.join(missed)})" if missed else "tasks miss none",
-        f"{len(spared)} can go ({', '.join(spared)})" if spared else "none can go",
-    ]
     left = len(verdicts) - len(missed) - len(spared)
-    rest = f", {left} cannot be told" if left else ""
-    return f"Of {len(verdicts)} skills taken away one at a time, {' and '.join(parts)}{rest}."
+    rest = f", of {left} it cannot be told" if left else ""
+    return (
+        f"Of {len(verdicts)} skills taken away one at a time, {_named(missed)} are missed and "
+        f"{_named(spared)} are not{rest}, by {study.metric}."
+    )
+
+
+def _named(skills: list[str]) -> str:
+    return f"{len(skills)} ({', '.join(skills)})" if skills else "none"
 
 
 def _correlation(study: Study) -> str:
@@ -123,24 +128,30 @@ def _correlation(study: Study) -> str:
     pearson, spearman, cells = study.correlations()
     if pearson != pearson:
         return "Allocation and loss of score cannot be compared: one is the same everywhere."
-    means = (
-        "what a task weighs is what it misses"
-        if min(pearson, spearman) >= 0.5
-        else "the map says something about what a task misses"
-        if min(pearson, spearman) >= 0.2
-        else "the map does not say what a task misses"
-    )
     return (
-        f"Allocation against loss of {study.metric}: Pearson {pearson:.2f}, Spearman "
-        f"{spearman:.2f} over {cells:,} cells: {means}."
+        f"{_meaning(min(pearson, spearman))}: allocation against lost {in_words(study.cell_metric)}"
+        f", Pearson {pearson:.2f}, Spearman {spearman:.2f} over {cells:,} cells of task and skill."
+    )
+
+
+def _meaning(correlation: float) -> str:
+    if correlation >= _CLEAR:
+        return "Tasks miss the skills that they weigh most"
+    if correlation >= _WEAK:
+        return "Tasks miss somewhat more the skills that they weigh most"
+    return (
+        "Tasks do not miss more the skills that they weigh most (others stand in for them, or the "
+        "map means little)"
     )
 
 
 def table(study: Study) -> Table:
     """A row for each routing: the metric and its change, and the loss, with their intervals."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    found = Table(title=f"{study.metric} by routing, 95 % intervals, changes paired by example")
+    title = f"{study.metric} by routing · 95 % intervals · changes paired by example"
+    found = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     found.add_column("routing")
     metrics = [*dict.fromkeys([study.metric, LOSS])]
     for metric in metrics:
@@ -150,8 +161,8 @@ def table(study: Study) -> Table:
         cells = [routing]
         for metric in metrics:
             m = study.metrics.index(metric)
-            cells.append(_cell(study.effects.macro, (r, m), ".3f"))
-            cells.append(_cell(study.effects.change, (r, m), "+.3f") if r else "-")
+            cells.append(_text(study.effects.macro, (r, m), ".3f"))
+            cells.append(_text(study.effects.change, (r, m), "+.3f") if r else "-")
         found.add_row(*cells)
     return found
 
@@ -178,6 +189,6 @@ def write(study: Study, folder: Path) -> None:
         figure.savefig(folder / "figures" / f"knockout.{form}")
 
 
-def _cell(estimate: object, at: tuple[int, int], form: str) -> str:
-    value, low, high = (float(getattr(estimate, x)[at]) for x in ("value", "low", "high"))
-    return f"{value:{form}}\n{low:{form}} to {high:{form}}"
+def _text(estimate: Estimate, at: tuple[int, int], form: str) -> str:
+    value, low, high = (float(x[at]) for x in estimate.numbers)
+    return f"{value:{form}}\n{low:{form}} .. {high:{form}}"
