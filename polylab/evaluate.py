@@ -20,7 +20,6 @@ from polylab.config.errors import ConfigError, explain, user_mistakes, wants_tra
 from polylab.config.files import folder_names, read_json, write_config, write_text
 from polylab.config.help import evaluate_help
 from polylab.config.launch import job_folder, launch
-from polylab.config.outcome import print_table, summary_line
 from polylab.evaluating.choices import (
     SPLITS,
     STUDY,
@@ -32,6 +31,7 @@ from polylab.evaluating.choices import (
 from polylab.evaluating.preparation import evaluation_config, prepare
 from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
 from polylab.runs import label_sets, load_run, read_run, task_names
+from polylab.terminal.outcome import say_outcome
 
 if TYPE_CHECKING:
     from polylab import PolyModel
@@ -252,11 +252,8 @@ def save(
     )
     (folder / JOURNAL).unlink(missing_ok=True)
     shutil.rmtree(folder / JOURNALS, ignore_errors=True)
-    metrics = read_json(folder / "metrics.json")
-    if not is_study(cfg):
-        print_table(metrics)
-    print(f"{summary_line(metrics)} · {folder}", flush=True)
-    return metrics
+    say_outcome(folder, commands=False, table=not is_study(cfg))
+    return read_json(folder / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     callbacks = build_callbacks(cfg, parts)
     logger = build_logger(cfg, folder=folder, sweep=sweep_folder())
     trainer = build_trainer(cfg, callbacks=callbacks, logger=logger, folder=folder)
+    _keep_history(trainer, folder)
     _try_out(module, data, trainer)
     if cfg.trainer.compile:
         from polylab import compile_blocks
@@ -300,7 +301,7 @@ def build_trainer(
     """Build Lightning's trainer, which keeps all its files in the run's folder."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from polylab.training import AtomicCheckpointIO
 
@@ -311,12 +312,24 @@ def build_trainer(
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
     # Lightning would add a checkpoint callback with file names of its own
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
+    if arguments["enable_progress_bar"] is False:
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    elif arguments["enable_progress_bar"] is None:  # Lightning would add a bar of its own
+        arguments["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
     try:
         with user_mistakes("trainer"):
             check_arguments(Trainer, node, key="trainer")
             return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _keep_history(trainer: "Trainer", folder: Path) -> None:
+    """Let what is logged also be written down in the run's folder, whatever the tracker."""
+    from polylab.training import HistoryLogger
+
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.loggers = [*trainer.loggers, HistoryLogger(folder)]
 
 
 def lightning_node(trainer: DictConfig) -> DictConfig:

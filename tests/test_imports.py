@@ -19,6 +19,8 @@ ARROWS: dict[str, set[str]] = {
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
     "evaluating": {"backbones", "callbacks", "config", "data", "parts", "poly", "training"},
     "config": set(),
+    "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
+    "reporting": {"callbacks", "poly"},
     "testing": {"poly"},
     "__init__": {"poly", "runs"},
 }

@@ -165,7 +165,9 @@ def prepare(
         ConfigError: If the data is not valid, or the split is empty.
     """
     data: Any = build_data(config, backbone, source=source, known_labels=labels)
-    trainer = build_trainer(config, callbacks=[], logger=None, folder=folder)
+    from polylab.callbacks import Progress
+
+    trainer = build_trainer(config, callbacks=[Progress()], logger=None, folder=folder)
     data.trainer = trainer
     with user_mistakes("data"):
         names = list(data.task_names)

@@ -3,6 +3,7 @@
 from polylab.training.checkpoint import RunCheckpoint, save_adapter
 from polylab.training.classification import ClassificationModule
 from polylab.training.files import AtomicCheckpointIO, write_atomically
+from polylab.training.history import HistoryLogger, read_history
 from polylab.training.mix import write_mix
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
@@ -11,10 +12,12 @@ from polylab.training.results import count_trainable, write_metrics
 __all__ = [
     "AtomicCheckpointIO",
     "ClassificationModule",
+    "HistoryLogger",
     "OptimConfig",
     "PolyModule",
     "RunCheckpoint",
     "count_trainable",
+    "read_history",
     "save_adapter",
     "write_atomically",
     "write_metrics",
