@@ -191,8 +191,8 @@ def run_study(
     Raises:
         ConfigError: If a routing or the metric is unknown, or the folder is of another evaluation.
     """
-    from polylab.evaluating.asking import study, study_routings, with_learned
-    from polylab.evaluating.findings import show, write
+    from polylab.evaluating.asking import choose_metric, study, study_routings, with_learned
+    from polylab.evaluating.output import show, write
 
     if cfg.routing == STUDY:
         routings, note = study_routings(evaluation.model)
@@ -200,6 +200,7 @@ def run_study(
         routings, note = with_learned(cfg.routing), None
     for routing in routings:
         evaluation.check_routing(routing)
+    choose_metric(evaluation, cfg.metric)
     files = folder_names(routings)
     journals = {
         routing: open_journal(folder, f"{JOURNALS}/{name}.jsonl", {**about, "routing": routing})

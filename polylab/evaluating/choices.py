@@ -13,6 +13,8 @@ from polylab.parts import ReadTasks
 
 LEARNED, STUDY = "learned", "study"
 SPLITS = {"test": "test", "validation": "val", "train": "train"}  # and their names in metrics.json
+CHANGES = ("rounded", "top1", "uniform", "shuffled")
+ROUTINGS = (LEARNED, *CHANGES, "task:NAME", "drop:SKILL", "drop:LAYER/SKILL", STUDY)
 WAYS = ("mean", "nearest", "input")  # in which tasks can be routed that a run does not know
 
 
@@ -59,7 +61,8 @@ def routing_problems(routing: Any) -> list[str]:
         return [f"routing={routing} holds {', '.join(twice)} twice"]
     if len(names) > 1 and STUDY in names:
         return [f"routing={routing}: {STUDY} holds all of them · give it alone"]
-    return []
+    plain = [name for name in names if ":" not in name]
+    return [problem for name in plain for problem in unknown("routing", name, ROUTINGS)]
 
 
 def check_folder(folder: Path) -> None:

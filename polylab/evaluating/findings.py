@@ -1,22 +1,18 @@
-"""A study in words and as a table."""
+"""What a study found, in sentences."""
 
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polylab.config.files import write_text
 from polylab.evaluating.picture import in_words
-from polylab.evaluating.scores import LOSS, Estimate
+from polylab.evaluating.scores import LOSS
 from polylab.evaluating.study import sign
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from polylab.evaluating.study import Study
 
-__all__ = ["Verdict", "findings", "margin", "show", "table", "verdict", "write"]
+__all__ = ["Verdict", "findings", "margin", "verdict"]
 
 MARGIN = 0.01  # of a score from 0 to 1
 LOSS_MARGIN = 0.05  # share of the learned loss
@@ -113,8 +109,8 @@ def _spared(study: Study) -> str:
     left = len(verdicts) - len(missed) - len(spared)
     rest = f", of {left} it cannot be told" if left else ""
     return (
-        f"Of {len(verdicts)} skills taken away one at a time, {_named(missed)} are missed and "
-        f"{_named(spared)} are not{rest}, by {study.metric}."
+        f"Of the skills taken away one at a time, {_named(missed)} of {len(verdicts)} are missed "
+        f"and {_named(spared)} are not{rest}, by {study.metric}."
     )
 
 
@@ -143,52 +139,3 @@ def _meaning(correlation: float) -> str:
         "Tasks do not miss more the skills that they weigh most (others stand in for them, or the "
         "map means little)"
     )
-
-
-def table(study: Study) -> Table:
-    """A row for each routing: the metric and its change, and the loss, with their intervals."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = f"{study.metric} by routing · 95 % intervals · changes paired by example"
-    found = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    found.add_column("routing")
-    metrics = [*dict.fromkeys([study.metric, LOSS])]
-    for metric in metrics:
-        found.add_column(metric, justify="right")
-        found.add_column("change", justify="right")
-    for r, routing in enumerate(study.routings):
-        cells = [routing]
-        for metric in metrics:
-            m = study.metrics.index(metric)
-            cells.append(_text(study.effects.macro, (r, m), ".3f"))
-            cells.append(_text(study.effects.change, (r, m), "+.3f") if r else "-")
-        found.add_row(*cells)
-    return found
-
-
-def show(study: Study) -> None:
-    """Print the table, what was found and where to look."""
-    from rich.console import Console
-
-    Console().print(table(study))
-    for sentence in study.findings():
-        print(f"- {sentence}", flush=True)
-
-
-def write(study: Study, folder: Path) -> None:
-    """Write `interventions.csv` and `findings.txt`; with a knock-out its table and figure too."""
-    write_text(folder / "interventions.csv", study.interventions.to_csv(index=False))
-    write_text(folder / "findings.txt", "".join(f"{line}\n" for line in study.findings()))
-    if not study.skills:
-        return
-    write_text(folder / "knockout.csv", study.knockout.to_csv(index=False))
-    figure = study.figure()
-    (folder / "figures").mkdir(exist_ok=True)
-    for form in ("png", "pdf"):
-        figure.savefig(folder / "figures" / f"knockout.{form}")
-
-
-def _text(estimate: Estimate, at: tuple[int, int], form: str) -> str:
-    value, low, high = (float(x[at]) for x in estimate.numbers)
-    return f"{value:{form}}\n{low:{form}} .. {high:{form}}"
