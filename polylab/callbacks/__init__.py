@@ -4,6 +4,7 @@ from polylab.callbacks.history import AllocationHistory
 from polylab.callbacks.progress import Progress
 from polylab.callbacks.recovery import Recovery
 from polylab.callbacks.routing_statistics import RoutingStatistics
+from polylab.callbacks.routing_use import RoutingUse
 from polylab.callbacks.skill_figures import SkillFigures
 from polylab.callbacks.skill_table import SkillTable
 from polylab.callbacks.throughput import Throughput
@@ -13,6 +14,7 @@ __all__ = [
     "Progress",
     "Recovery",
     "RoutingStatistics",
+    "RoutingUse",
     "SkillFigures",
     "SkillTable",
     "Throughput",

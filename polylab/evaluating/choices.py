@@ -56,7 +56,7 @@ def routing_problems(routing: Any) -> list[str]:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong or not names:
         return [f"routing={routing} must be a name or a list of them, e.g. [uniform,shuffled]"]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         return [f"routing={routing} holds {', '.join(twice)} twice"]
     if len(names) > 1 and STUDY in names:
