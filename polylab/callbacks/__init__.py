@@ -5,6 +5,7 @@ from polylab.callbacks.progress import Progress
 from polylab.callbacks.recovery import Recovery
 from polylab.callbacks.redundancy import SkillRedundancy
 from polylab.callbacks.routing_statistics import RoutingStatistics
+from polylab.callbacks.routing_use import RoutingUse
 from polylab.callbacks.skill_figures import SkillFigures
 from polylab.callbacks.skill_table import SkillTable
 from polylab.callbacks.throughput import Throughput
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "Recovery",
     "RoutingStatistics",
+    "RoutingUse",
     "SkillFigures",
     "SkillRedundancy",
     "SkillTable",

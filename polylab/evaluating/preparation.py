@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.targets import build
 from polylab.evaluating.identity import adapter_digest, config_digest, examples_digest
+from polylab.evaluating.scores import Asked
 from polylab.parts import ReadTasks, build_data, build_optim, build_trainer
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class Evaluation:
         self.check_routing(routing)
         self.module.journal = journal
         with self.model.routing(routing):
-            ask = self.module.trainer.test if self._passed == "test" else self._validate
+            trainer = self.module.trainer
+            ask = trainer.test if self._passed == "test" else trainer.validate
             ask(self.module, dataloaders=self.loader, verbose=False)
 
     def check_routing(self, routing: str) -> None:
@@ -72,6 +75,11 @@ class Evaluation:
                     f"and {len(alone)} of {len(self.loader)} batches have one row · give "
                     "batch_size=2 or more, and 2 examples or more"
                 )
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """What is known of the batches before they are answered."""
+        return [Asked.of(batch) for batch in self.loader]
 
     @property
     def result(self) -> dict[str, Any]:
@@ -99,10 +107,6 @@ class Evaluation:
     def _passed(self) -> str:
         """What the module calls the split."""
         return "test" if self.split == "test" else "val"
-
-    @property
-    def _validate(self) -> Any:
-        return self.module.trainer.validate
 
 
 def evaluation_config(
