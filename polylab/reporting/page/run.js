@@ -63,8 +63,7 @@ function picturesSection(pictures) {
     place.append(...pictures.map(({ name, data }) => el("div", {}, el("h3", {}, name), el("img", { alt: `Figure ${name} of the run`, src: `data:image/png;base64,${data}` }))));
   };
   const node = el("details", { ontoggle: () => node.open && fill() }, el("summary", {}, `${pictures.length} figures as the run drew them`), place);
-  prints.unshift({ before: fill, after: () => {} });
-  return { node: opensForPrint(node) };
+  return { node: opensForPrint(node, fill) };
 }
 
 function adaptationSections(data) {
