@@ -52,29 +52,28 @@ def progress_line(results: Results, plan: dict[str, Any], *, last: dict[str, Any
 
 
 def end_lines(results: Results, plan: dict[str, Any], *, sweep: Path) -> Iterator[str]:
-    """Yield how many jobs ended how, the first failures, the best setting and where the table is."""
+    """Yield how many jobs ended how, the first failures, the best setting, and the table's place."""
+    place = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
     counts = {s: 0 for s in ("completed", "failed", "killed")}
     for result in results:
         counts[result["status"]] = counts.get(result["status"], 0) + 1
     known = len(results) if plan["jobs"] is None else plan["jobs"]
-    told = [
-        f"{n} {status}" for status, n in counts.items() if n or status in ("completed", "failed")
-    ]
+    told = [f"{n} {status}" for status, n in counts.items() if n or status != "killed"]
     yield f"sweep of {known} jobs: {', '.join(told)}"
     bad = [result for result in results if result["status"] in ("failed", "killed")]
     for result in bad[:5]:
         reason = result["error"] or "its process was killed"
-        yield f"  job {result['job']} {result['status']}: {reason} · {sweep / result['folder']}"
+        yield f"  job {result['job']} {result['status']}: {reason} · {place / result['folder']}"
     if len(bad) > 5:
         yield f"  ... and {len(bad) - 5} more"
     if len(bad) or len(results) < known:
-        yield f"  run the rest with the same command and hydra.sweep.dir={sweep}"
+        yield f"  run the rest with the same command and hydra.sweep.dir={place}"
     best = best_setting(results, is_loss=plan["metric"].endswith("loss"))
     if best is not None:
         overrides, value, n = best
         of = f" (mean of {n} seeds)" if n > 1 else ""
         yield f"best {plan['metric']}: {value:.4g}{of} · {overrides}"
-    yield f"results of the sweep: {sweep / TABLE}"
+    yield f"results of the sweep: {place / TABLE}"
 
 
 def best_setting(results: Results, *, is_loss: bool) -> tuple[str, float, int] | None:
@@ -82,13 +81,18 @@ def best_setting(results: Results, *, is_loss: bool) -> tuple[str, float, int] |
 
     Settings that fewer seeds completed than another one's are left out: their mean is luck.
     """
+    given = [result["overrides"] for result in results]
+    varied = [
+        key
+        for key in dict.fromkeys(key for one in given for key in one)
+        if key != "seed" and len({one.get(key) for one in given}) > 1
+    ]
     values: dict[str, list[float]] = {}
-    for result in results:
+    for result, one in zip(results, given, strict=True):
         value = result["value"]
         if result["status"] == "completed" and isinstance(value, float) and math.isfinite(value):
-            given = {k: v for k, v in result["overrides"].items() if k != "seed"}
-            key = " ".join(f"{name}={text}" for name, text in given.items())
-            values.setdefault(key, []).append(value)
+            setting = " ".join(f"{key}={one[key]}" for key in varied if key in one)
+            values.setdefault(setting, []).append(value)
     if len(values) < 2:
         return None
     most = max(map(len, values.values()))

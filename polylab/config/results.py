@@ -27,7 +27,7 @@ ROUTING = tuple(
     f"routing/{name}"
     for name in (
         *("entropy", "discreteness", "density", "usage_entropy", "effective_skills"),
-        *("mutual_information", "recovery", "change"),
+        *("mutual_information", "recovery"),
     )
 )
 
