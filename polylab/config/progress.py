@@ -52,7 +52,7 @@ def progress_line(results: Results, plan: dict[str, Any], *, last: dict[str, Any
 
 
 def end_lines(results: Results, plan: dict[str, Any], *, sweep: Path) -> Iterator[str]:
-    """Yield how many jobs ended how, the first failures, the best setting, and the table's place."""
+    """Yield how the jobs ended, the first failures, the best setting and where the table is."""
     place = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
     counts = {s: 0 for s in ("completed", "failed", "killed")}
     for result in results:
