@@ -1,9 +1,19 @@
 """What is seen of a run while it trains, and what is kept of it."""
 
+from polylab.callbacks.history import AllocationHistory
+from polylab.callbacks.progress import Progress
 from polylab.callbacks.recovery import Recovery
 from polylab.callbacks.routing_statistics import RoutingStatistics
 from polylab.callbacks.skill_figures import SkillFigures
 from polylab.callbacks.skill_table import SkillTable
 from polylab.callbacks.throughput import Throughput
 
-__all__ = ["Recovery", "RoutingStatistics", "SkillFigures", "SkillTable", "Throughput"]
+__all__ = [
+    "AllocationHistory",
+    "Progress",
+    "Recovery",
+    "RoutingStatistics",
+    "SkillFigures",
+    "SkillTable",
+    "Throughput",
+]

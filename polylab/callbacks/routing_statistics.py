@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TypeVar
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -22,6 +23,8 @@ from polylab.poly.statistics import (
 __all__ = ["RoutingStatistics"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class RoutingStatistics(AllocationCallback):
@@ -113,7 +116,7 @@ class RoutingStatistics(AllocationCallback):
         )
 
 
-def evenly_spaced(items: list[str], most: int) -> list[str]:
+def evenly_spaced(items: list[T], most: int) -> list[T]:
     """At most `most` items, first and last among them."""
     if len(items) <= most:
         return items

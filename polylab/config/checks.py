@@ -69,6 +69,8 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate_grad_batches": _COUNT,
     "callbacks.routing.max_layers": _NOT_NEGATIVE,
     "callbacks.routing.still": _SHARE,
+    "callbacks.history.max_cells": _COUNT,
+    "callbacks.history.max_heads": _NOT_NEGATIVE,
     "callbacks.recovery.n_permutations": _NOT_NEGATIVE,
     "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
     "callbacks.table.max_rows": ("must be from 1 to 200000", lambda value: 1 <= value <= 200_000),

@@ -108,6 +108,29 @@ Flags
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
+REPORT_HELP = """\
+polylab: one HTML page of a run or a sweep
+
+usage: python -m polylab.report run=RUN_DIR_OR_SWEEP_DIR [to=FILE]
+
+Keys
+  run  folder of a run, of a sweep, of an adaptation or of an evaluation
+  to   the page; report.html in that folder unless given
+
+Examples
+  python -m polylab.report run=RUN_DIR
+  python -m polylab.report run=SWEEP_DIR
+  python -m polylab.report run=ADAPTATION_DIR
+  python -m polylab.report run=EVALUATION_DIR
+  python -m polylab.report run=RUN_DIR to=pages/first.html
+
+The page holds everything it shows and needs no network: it can be mailed, kept or printed. What
+cannot be read, and what was left out to keep the page small, is said in it and on stderr.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
 
 EVALUATE_HELP = """\
 polylab: metrics of a finished run

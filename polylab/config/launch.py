@@ -21,6 +21,7 @@ from polylab.config.files import register_resolvers
 from polylab.config.paths import config_folder
 from polylab.config.progress import job_number
 from polylab.config.schema import register_schemas
+from polylab.config.streams import make_printable
 from polylab.config.suggest import hint, listing
 
 
@@ -32,6 +33,7 @@ def launch(
     Raises:
         SystemExit: With code 1 after one line on stderr, if the user made a mistake.
     """
+    make_printable()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(), end="")
         return

@@ -335,11 +335,19 @@ class ExportSchema:
 
 
 @dataclass
+class ReportSchema:
+    run: str = MISSING
+    to: str | None = None
+
+
+@dataclass
 class EvaluateSchema:
     run: str = MISSING
     split: str = "test"
     task: Any = None
-    routing: str = "learned"
+    routing: Any = "learned"
+    answers: bool = True
+    metric: str | None = None
     zero_shot: str | None = None
     batch_size: int | None = None
     examples_per_task: int | None = None
@@ -355,6 +363,7 @@ def register_schemas() -> None:
     store(name="train_schema", node=TrainSchema, provider="polylab")
     store(name="adapt_schema", node=AdaptCommandSchema, provider="polylab")
     store(name="export_schema", node=ExportSchema, provider="polylab")
+    store(name="report_schema", node=ReportSchema, provider="polylab")
     store(name="evaluate_schema", node=EvaluateSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
