@@ -44,7 +44,7 @@ def task_table(result: Mapping[str, Any], *, title: str) -> str:
     lines = [title, rule, line("task", columns), rule, *rows, rule, mean]
     lines += [line(name, cells) for name, cells in ends]
     if left := metrics[len(columns) :]:
-        lines += wrap(f"not shown: {', '.join(left)}", WIDTH)
+        lines += wrap(f"not shown: {' · '.join(left)}", WIDTH)
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def test_rows_are_aligned_and_paths_whole() -> None:
 def test_lines_break_at_separators_alone() -> None:
     command = "python -m polylab.report run=/some/folder"
     assert wrap(command, 10) == [command]
-    assert wrap("aaa, bbb, ccc", 9) == ["aaa, bbb,", "ccc"]
+    assert wrap("aaa · bbb · a, c", 9) == ["aaa · bbb", "a, c"]
 
 
 @pytest.mark.parametrize("width", [5, 8, 11, 26])
