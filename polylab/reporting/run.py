@@ -54,6 +54,8 @@ def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
         ]
     if isinstance(node, list):
         return [(prefix, ", ".join(map(str, node)) if node else "[]")]
+    if isinstance(node, Mapping):
+        return [(prefix, "{}")] if prefix else []
     return [(prefix, node)] if prefix else []
 
 
