@@ -43,13 +43,15 @@ class Browser:
         self.messages()
         begin = time.perf_counter()
         self.driver.get(page.as_uri())
-        # a frame after the drawing, so that it is on the screen
-        drawn = self.driver.execute_async_script(
-            "const done = arguments[0];"
-            "requestAnimationFrame(() => setTimeout(() => done(document.body.dataset.drawn)));"
-        )
-        assert drawn == "yes", self.messages()
+        self.frame()
+        assert self.run("return document.body.dataset.drawn") == "yes", self.messages()
         return time.perf_counter() - begin
+
+    def frame(self) -> None:
+        """Wait until what was drawn is on the screen."""
+        self.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => setTimeout(done))"
+        )
 
     def messages(self) -> list[dict[str, Any]]:
         """What the page wrote to its console since this was last asked."""
@@ -64,7 +66,8 @@ class Browser:
     def texts(self, selector: str) -> list[str]:
         """Of the elements that are shown, as they read."""
         return self.run(
-            "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())",
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".map((one) => one.innerText.trim())",
             selector,
         )
 
@@ -99,7 +102,8 @@ class Browser:
         """How many different colours a canvas shows."""
         return self.run(
             "const canvas = document.querySelector(arguments[0]);"
-            "const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+            "const {width, height} = canvas, pen = canvas.getContext('2d');"
+            "const {data} = pen.getImageData(0, 0, width, height);"
             "return new Set(new Uint32Array(data.buffer)).size",
             canvas,
         )
@@ -113,6 +117,7 @@ class Browser:
     def dark(self, on: bool) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        self.frame()
 
     def close(self) -> None:
         self.driver.quit()
