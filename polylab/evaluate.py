@@ -3,11 +3,12 @@
 Only what reads the configuration is imported here; torch and the rest follow once it is valid.
 """
 
+import functools
 import json
+import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,32 +17,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.errors import ConfigError, explain, user_mistakes, wants_traceback
-from polylab.config.files import read_json, write_config, write_text
+from polylab.config.files import folder_names, read_json, write_config, write_text
 from polylab.config.help import evaluate_help
 from polylab.config.launch import job_folder, launch
-from polylab.config.outcome import print_table, summary_line
-from polylab.config.suggest import hint, listing
-from polylab.config.targets import build
-from polylab.evaluating.ways import WAYS
-from polylab.parts import (
-    ReadTasks,
-    build_data,
-    build_optim,
-    build_trainer,
-    classifies,
-    quiet_libraries,
-    read_tasks,
+from polylab.evaluating.choices import (
+    SPLITS,
+    STUDY,
+    check_choices,
+    check_folder,
+    chosen_tasks,
+    is_study,
 )
+from polylab.evaluating.preparation import evaluation_config, prepare
+from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
 from polylab.runs import label_sets, load_run, read_run, task_names
+from polylab.terminal.outcome import say_outcome
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
-
     from polylab import PolyModel
-    from polylab.training import PolyModule
+    from polylab.evaluating.preparation import Evaluation
+    from polylab.training.journal import Journal
 
-SPLITS = {"test": "test", "validation": "val", "train": "train"}  # and their names in metrics.json
-JOURNAL = "answers.jsonl"
+JOURNAL, JOURNALS = "answers.jsonl", "answers"  # of one routing, and of several
 # How the run's inputs look, which other data take over unless they are told otherwise
 _INPUT_KEYS = ("prompt", "max_input_length", "max_target_length", "keep_input", "separator", "chat")
 
@@ -67,7 +64,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as `cfg` says; write `metrics.json` and `predictions.jsonl`, and return the first.
+    """Evaluate as `cfg` says; write what it gives into the folder, and return `metrics.json`.
 
     Raises:
         ConfigError: If the run, the data or a setting is not valid.
@@ -78,66 +75,28 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     config = run_config(cfg)
     known, labels = task_names(Path(cfg.run)), label_sets(Path(cfg.run), config)
     quiet_libraries()
-    source = chosen_tasks(cfg, read_tasks(config))
+    source = chosen_tasks(cfg.task, read_tasks(config))
     model, backbone = load_run(Path(cfg.run), config, trust_code=cfg.trust_code)
     neighbours = route_unknown(cfg, config, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
-    data = build_data(config, backbone, source=source, known_labels=labels)
-    trainer = build_trainer(config, callbacks=[], logger=None, folder=folder)
-    data.trainer = trainer
-    with user_mistakes("data"):
-        names: list[str] = list(data.task_names)  # type: ignore[attr-defined]
-    parts = {
-        "model": model,
-        "tokenizer": backbone.tokenizer,
-        "task_names": names,
-        "label_sets": None if labels is None else [*labels.values()],
-        "categories": data.categories,  # type: ignore[attr-defined]
-        "optim": build_optim(config),
-        "seed": config.seed,
-    }
-    module = build(config.module, key="module", parts=parts)
-    module.trainer = trainer
-    loader = check_answerable(cfg, model, data)
-    say_notes(cfg, data)
-    keep_answers(cfg, config, module, loader, folder=folder)
-    write_config(folder / "config.yaml", config)
-    answer(cfg, module, loader)
-    return save(cfg, module, folder=folder, neighbours=neighbours, started=started)
-
-
-def check_choices(cfg: DictConfig) -> None:
-    """Check what needs no run.
-
-    Raises:
-        ConfigError: All problems at once.
-    """
-    problems = []
-    if OmegaConf.is_missing(cfg, "run") or not cfg.run:
-        problems.append("run is not set · give run=RUN_DIR")
-    for key, valid in (("split", tuple(SPLITS)), ("zero_shot", WAYS)):
-        value = cfg[key]
-        if value is not None and value not in valid:
-            near = hint(str(value), valid)
-            problems.append(f"{key}={value} is not known{near} · valid: {', '.join(valid)}")
-    for key in ("batch_size", "examples_per_task"):
-        if cfg[key] is not None and cfg[key] < 1:
-            problems.append(f"{key}={cfg[key]} must be at least 1")
-    if problems:
-        raise ConfigError("; ".join(problems))
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse to write over a run.
-
-    Raises:
-        ConfigError: If the folder is one.
-    """
-    if (folder / "adapter").exists():
-        raise ConfigError(
-            f"hydra.run.dir={folder} is a run's folder, whose metrics.json would be overwritten · "
-            "give a folder of its own"
-        )
+    evaluation = prepare(
+        config,
+        model,
+        backbone,
+        source=source,
+        labels=labels,
+        split=cfg.split,
+        folder=folder,
+        asks_answers=cfg.answers,
+    )
+    say_notes(evaluation)
+    about = evaluation.identity(Path(cfg.run))
+    about |= {"zero_shot": cfg.zero_shot, "answers": cfg.answers}
+    if is_study(cfg):
+        found = run_study(cfg, evaluation, folder=folder, about=about)
+    else:
+        found = run_one(cfg, evaluation, folder=folder, about=about)
+    return save(cfg, *found, folder=folder, neighbours=neighbours, started=started)
 
 
 def run_config(cfg: DictConfig) -> DictConfig:
@@ -151,49 +110,15 @@ def run_config(cfg: DictConfig) -> DictConfig:
         given = {o.lstrip("+").split("=")[0] for o in HydraConfig.get().overrides.task}
         kept = {k: config.data[k] for k in _INPUT_KEYS if f"data.{k}" not in given}
         config.data = OmegaConf.merge(cfg.data, kept)
-    changes: dict[str, Any] = {
-        "trainer": {
-            "accelerator": cfg.accelerator,
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-            "compile": False,
-            "precision": cfg.precision or config.trainer.precision,
-        },
-        "module": {"predictions_per_task": None},
-        "data": {},
-    }
-    if cfg.batch_size is not None:
-        changes["data"]["eval_batch_size"] = cfg.batch_size
-    if cfg.examples_per_task is not None:
-        key = "test_examples_per_task" if cfg.split == "test" else "eval_examples_per_task"
-        changes["data"][key] = cfg.examples_per_task
-    merged = OmegaConf.merge(config, changes)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def chosen_tasks(cfg: DictConfig, source: ReadTasks | None) -> ReadTasks:
-    """Return the tasks that `task` names, all if it names none.
-
-    Raises:
-        ConfigError: If there is no such task.
-    """
-    if source is None:
-        raise ConfigError("this run's data has no tasks to evaluate · give data=...")
-    if cfg.task is None:
-        return source
-    collection = source()
-    wanted = [cfg.task] if isinstance(cfg.task, str) else [*cfg.task]
-    for name in wanted:
-        if name not in collection.names:
-            near = hint(str(name), collection.names)
-            raise ConfigError(
-                f"task={name}: the data has no such task{near} · valid: {listing(collection.names)}"
-            )
-    tasks = [task for task in collection.tasks if task.name in wanted]
-    skills = {n: v for n, v in (collection.skills or {}).items() if n in wanted} or None
-    return ReadTasks(replace(collection, tasks=tasks, skills=skills))
+    return evaluation_config(
+        config,
+        split=cfg.split,
+        examples_per_task=cfg.examples_per_task,
+        batch_size=cfg.batch_size,
+        accelerator=cfg.accelerator,
+        precision=cfg.precision,
+        enable_progress_bar=False if is_study(cfg) else None,
+    )
 
 
 def route_unknown(
@@ -232,93 +157,104 @@ def route_unknown(
         )
 
 
-def check_answerable(cfg: DictConfig, model: "PolyModel", data: "LightningDataModule") -> Any:
-    """Return the split's batches.
-
-    Raises:
-        ConfigError: If there are none, or `routing` is unknown.
-    """
-    with user_mistakes(""), model.routing(cfg.routing):
-        pass
-    with user_mistakes("data"):
-        loader: Any = data.evaluation_dataloader(cfg.split)  # type: ignore[attr-defined]
-    if not loader:
-        raise ConfigError(f"split={cfg.split}: no task has such examples · give another split")
-    return loader
-
-
-def say_notes(cfg: DictConfig, data: "LightningDataModule") -> None:
+def say_notes(evaluation: "Evaluation") -> None:
     """Say which targets are no labels of a classification."""
-    labels, tasks = data.label_sets, data.collection.tasks  # type: ignore[attr-defined]
-    if labels is not None:
-        ids = {name: i for i, name in enumerate(data.task_names)}  # type: ignore[attr-defined]
-        for note in labels.notes(tasks, ids, splits=[cfg.split]):
+    data = evaluation.data
+    if data.label_sets is not None:
+        ids = {name: i for i, name in enumerate(data.task_names)}
+        for note in data.label_sets.notes(data.collection.tasks, ids, splits=[evaluation.split]):
             print(note, flush=True)
 
 
-def keep_answers(
-    cfg: DictConfig, config: DictConfig, module: "PolyModule", loader: Any, *, folder: Path
-) -> None:
-    """Have the module write its answers down, and take those that an earlier process wrote down.
+def run_one(
+    cfg: DictConfig, evaluation: "Evaluation", *, folder: Path, about: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Ask under one routing; return the result and the answers.
 
     Raises:
-        ConfigError: If the folder is of another evaluation.
+        ConfigError: If the routing is unknown, or the folder is of another evaluation.
     """
-    from polylab.evaluating.identity import adapter_digest, config_digest, examples_digest
+    evaluation.check_routing(cfg.routing)
+    journal = open_journal(folder, JOURNAL, {**about, "routing": cfg.routing})
+    if found := len(journal):
+        print(f"going on after {found} of {len(evaluation.loader)} batches", flush=True)
+    write_config(folder / "config.yaml", evaluation.config)
+    evaluation.ask(cfg.routing, journal)
+    return evaluation.result, evaluation.predictions
+
+
+def run_study(
+    cfg: DictConfig, evaluation: "Evaluation", *, folder: Path, about: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Ask under several routings and write what they change; return what `learned` gives.
+
+    Raises:
+        ConfigError: If a routing or the metric is unknown, or the folder is of another evaluation.
+    """
+    from polylab.evaluating.asking import choose_metric, study, study_routings, with_learned
+    from polylab.evaluating.output import show, write
+
+    if cfg.routing == STUDY:
+        routings, note = study_routings(evaluation.model)
+    else:
+        routings, note = with_learned(cfg.routing), None
+    for routing in routings:
+        evaluation.check_routing(routing)
+    choose_metric(evaluation, cfg.metric)
+    files = folder_names(routings)
+    journals = {
+        routing: open_journal(folder, f"{JOURNALS}/{name}.jsonl", {**about, "routing": routing})
+        for routing, name in zip(routings, files, strict=True)
+    }
+    write_config(folder / "config.yaml", evaluation.config)
+    say = functools.partial(print, flush=True)
+    found = study(evaluation, journals, metric=cfg.metric, note=note, say=say)
+    write(found, folder)
+    show(found)
+    return found.result, found.predictions
+
+
+def open_journal(folder: Path, name: str, about: Mapping[str, Any]) -> "Journal":
+    """Open the answers that an earlier process wrote down, or new ones.
+
+    Raises:
+        ConfigError: If they are of another evaluation.
+    """
     from polylab.training.journal import Journal
 
-    about = {
-        "run": str(Path(cfg.run).resolve()),
-        "split": cfg.split,
-        "routing": cfg.routing,
-        "zero_shot": cfg.zero_shot,
-        "tasks": module.task_names,
-        "batches": len(loader),
-        "config": config_digest(config),
-        "adapter": adapter_digest(Path(cfg.run) / "adapter"),
-        "examples": examples_digest(loader),
-    }
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     with user_mistakes(f"hydra.run.dir={folder}"):
-        module.journal = Journal(folder / JOURNAL, about=about)
-    if found := len(module.journal):
-        print(f"going on after {found} of {len(loader)} batches", flush=True)
-
-
-def answer(cfg: DictConfig, module: "PolyModule", loader: Any) -> None:
-    """Have the module answer the batches that have no answers yet."""
-    with module.model.routing(cfg.routing):
-        ask = module.trainer.test if cfg.split == "test" else module.trainer.validate
-        ask(module, dataloaders=loader, verbose=False)
+        return Journal(folder / name, about=about)
 
 
 def save(
     cfg: DictConfig,
-    module: "PolyModule",
+    result: Mapping[str, Any],
+    predictions: Sequence[Any],
     *,
     folder: Path,
     neighbours: dict[str, str],
     started: float,
 ) -> dict[str, Any]:
-    """Write the results, say them, and remove the journal."""
+    """Write the results, say them, and remove the journals."""
     from polylab.training import write_metrics
 
-    passed = "test" if cfg.split == "test" else "val"  # what the module calls it
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in module.predictions[passed]]
-    write_text(folder / "predictions.jsonl", "".join(lines))
+    if cfg.answers:
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in predictions]
+        write_text(folder / "predictions.jsonl", "".join(lines))
     trained = read_json(Path(cfg.run) / "metrics.json")
     write_metrics(
         folder / "metrics.json",
-        splits={SPLITS[cfg.split]: module.results[passed]},
+        splits={SPLITS[cfg.split]: result},
         checkpoint=trained["checkpoint"],
         seconds=round(time.perf_counter() - started, 2),
         trainable_parameters=trained["trainable_parameters"],
         neighbours=neighbours or None,
     )
-    (folder / JOURNAL).unlink()
-    metrics = read_json(folder / "metrics.json")
-    print_table(metrics)
-    print(f"{summary_line(metrics)} · {folder}", flush=True)
-    return metrics
+    (folder / JOURNAL).unlink(missing_ok=True)
+    shutil.rmtree(folder / JOURNALS, ignore_errors=True)
+    say_outcome(folder, commands=False, table=not is_study(cfg))
+    return read_json(folder / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def build_trainer(
     """Build Lightning's trainer, which keeps all its files in the run's folder."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
     from polylab.training import AtomicCheckpointIO
 
@@ -312,6 +312,10 @@ def build_trainer(
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
     # Lightning would add a checkpoint callback with file names of its own
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
+    if arguments["enable_progress_bar"] is False:
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    elif arguments["enable_progress_bar"] is None:  # Lightning would add a bar of its own
+        arguments["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
     try:
         with user_mistakes("trainer"):
             check_arguments(Trainer, node, key="trainer")

@@ -17,15 +17,17 @@ from polylab.config.checks import check_config
 from polylab.config.ddp import clean_environment, is_child
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
-from polylab.config.files import read_json, write_config, write_json
+from polylab.config.files import write_config, write_json
 from polylab.config.help import help_text
+from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
-from polylab.config.outcome import print_table, split_results, summary_line
-from polylab.config.tracking import finished_logger, sync_line
+from polylab.config.sweeps import closing_sweep
+from polylab.config.tracking import finished_logger
 from polylab.parts import Parts, build_parts
+from polylab.terminal.facts import device_name, facts
+from polylab.terminal.outcome import say_outcome, split_results
 
 if TYPE_CHECKING:
-    import torch
     from lightning.pytorch import LightningModule
 
 log = logging.getLogger("polylab")
@@ -33,9 +35,11 @@ log = logging.getLogger("polylab")
 
 def main() -> None:
     """Run the command line."""
-    launch(task, config_name="train", help_text=help_text)
+    with closing_sweep():
+        launch(task, config_name="train", help_text=help_text)
 
 
+@recorded
 def task(cfg: DictConfig) -> float | None:
     """Run one job; a mistake of the user ends a single run with one line, and fails a sweep's job.
 
@@ -61,13 +65,14 @@ def run(cfg: DictConfig) -> float | None:
         ConfigError: If the configuration, data, backbone or adapter is not valid; nothing has been
             written then.
     """
-    check_config(cfg)
     folder, started = job_folder(), time.perf_counter()
+    pick_up(cfg, folder)
+    check_config(cfg)
     with clean_environment():
         parts = build_parts(cfg, folder=folder)
         lead = parts.trainer.is_global_zero
         if lead:
-            print(facts(parts, folder=folder), flush=True)
+            print(facts(cfg, parts, folder=folder), flush=True)
         if cfg.validate_only:
             print("the configuration, data, backbone and adapter are valid", flush=True)
             return None
@@ -81,7 +86,7 @@ def run(cfg: DictConfig) -> float | None:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
         if lead:
-            say_goodbye(folder)
+            say_outcome(folder, commands=True)
         return optimized_value(parts, cfg.optimized_metric)
 
 
@@ -159,15 +164,6 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
     )
 
 
-def say_goodbye(folder: Path) -> None:
-    """Print the metrics of every task, one line for the whole run, and how to upload it."""
-    metrics = read_json(folder / "metrics.json")
-    print_table(metrics)
-    print(f"{summary_line(metrics)} · {folder}", flush=True)
-    if line := sync_line(folder):
-        print(line, flush=True)
-
-
 def optimized_value(parts: Parts, key: str) -> float | None:
     """Return the metric `SPLIT/NAME` of the finished run, None if it was never logged."""
     split, _, name = key.partition("/")
@@ -178,21 +174,6 @@ def optimized_value(parts: Parts, key: str) -> float | None:
     return value
 
 
-def facts(parts: Parts, *, folder: Path) -> str:
-    """Return one line about the run: trainable parameters, skills x tasks, device, folder."""
-    from polylab.training import count_trainable
-
-    config = getattr(parts.model, "peft_config", {}).get("default")
-    skills = (
-        "no adapter" if config is None else f"{config.bank_size} skills x {config.n_tasks} tasks"
-    )
-    trainer = parts.trainer
-    devices = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
-    count = count_trainable(parts.module)
-    device = f"{trainer.strategy.root_device.type}{devices}"
-    return f"{count:,} trainable parameters · {skills} · {device} · {folder}"
-
-
 def surroundings(parts: Parts) -> dict[str, Any]:
     """Return versions, machine, commit and command of the run."""
     trainer = parts.trainer
@@ -201,13 +182,6 @@ def surroundings(parts: Parts) -> dict[str, Any]:
         devices=trainer.world_size,
         overrides=list(HydraConfig.get().overrides.task),
     )
-
-
-def device_name(device: "torch.device") -> str:
-    """Return `cpu`, or the name of the accelerator."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _has_test(module: "LightningModule") -> bool:

@@ -17,8 +17,11 @@ ARROWS: dict[str, set[str]] = {
     "training": {"poly"},
     "callbacks": {"poly", "training"},
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
-    "evaluating": {"data", "poly"},
+    "evaluating": {
+        *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal", "training")
+    },
     "config": set(),
+    "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
     "reporting": {"callbacks", "poly"},
     "testing": {"poly"},
     "__init__": {"poly", "runs"},

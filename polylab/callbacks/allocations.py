@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -12,8 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from polylab.callbacks.seen import Allocations, ExampleRouting
+from polylab.poly.heads import nats
+from polylab.poly.inspection import task_choices
 from polylab.poly.model import PolyModel
-from polylab.poly.statistics import layer_entropy, mean_over_layers, routing_mutual_information
 from polylab.training.distributed import gather_objects
 
 __all__ = ["AllocationSource", "Allocations", "ExampleRouting", "find_poly_model"]
@@ -26,73 +27,17 @@ def find_poly_model(module: LightningModule) -> PolyModel | None:
     return next((part for part in module.modules() if isinstance(part, PolyModel)), None)
 
 
-@dataclass(frozen=True)
-class ExampleRouting:
-    """Statistics of an input router that need single examples; means per task do not give them."""
-
-    layer_entropy: dict[str, float]
-    mutual_information: float  # nats, between example and skill
-
-
-@dataclass(frozen=True)
-class Allocations:
-    """Which skills each task uses, on the CPU.
-
-    Args:
-        weights: `{layer: [rows, splits, skills]}`, normalised. For an input router the mean over
-            the task's examples.
-        gates: The same before normalisation; empty where the router has no sigmoid.
-        task_ids: Of the rows; all tasks, or those of which an example was seen.
-        examples: For input routers.
-    """
-
-    weights: dict[str, Tensor]
-    gates: dict[str, Tensor]
-    task_ids: list[int]
-    examples: ExampleRouting | None = None
-
-    @property
-    def n_skills(self) -> int:
-        return next(iter(self.weights.values())).shape[2]
-
-    @property
-    def used(self) -> dict[str, Tensor]:
-        """What usage is counted on: the gates; the weights of a router without them."""
-        return self.gates or self.weights
-
-    def layer_entropy(self) -> dict[str, float]:
-        return self.examples.layer_entropy if self.examples else layer_entropy(self.weights)
-
-    def entropy(self) -> float:
-        return mean_over_layers(self.layer_entropy())
-
-    def mutual_information(self) -> float:
-        """Between example (task router: task) and skill, in nats."""
-        if self.examples:
-            return self.examples.mutual_information
-        return routing_mutual_information(self.weights)
-
-    def equals(self, other: Allocations | None) -> bool:
-        """Whether nothing has moved, bit for bit."""
-        return (
-            other is not None
-            and self.task_ids == other.task_ids
-            and self.weights.keys() == other.weights.keys()
-            and all(torch.equal(w, other.weights[name]) for name, w in self.weights.items())
-        )
-
-
 @dataclass
 class _Sums:
     """Running sums over examples of one layer: small, whatever the number of examples."""
 
     weights: dict[int, Tensor] = field(default_factory=dict)  # task -> sum of w, [splits, skills]
-    entropy: float = 0.0  # sum over examples
+    entropy: Tensor | float = 0.0  # nats, sum over examples, [splits]
 
-    def add(self, task: int, weights: Tensor, entropy: float) -> None:
+    def add(self, task: int, weights: Tensor, entropy: Tensor | float) -> None:
         before = self.weights.get(task)
         self.weights[task] = weights if before is None else before + weights
-        self.entropy += entropy
+        self.entropy = self.entropy + entropy
 
 
 class AllocationSource:
@@ -125,6 +70,9 @@ class AllocationSource:
         self._sums: dict[str, _Sums] = {}
         self._batches: set[tuple[int, int]] = set()
         self._gathered: Allocations | None = None
+        self._occasion: object = None
+        self._reading: Allocations | None = None
+        self._readers: set[int] = set()
 
     def observe(self, batch: Any, *, key: tuple[int, int]) -> None:
         """Ask an input router about a validation batch; a batch `key` counts once."""
@@ -160,7 +108,16 @@ class AllocationSource:
             return self._gathered
         weights = {name: w.detach().float().cpu() for name, w in self._model.task_weights().items()}
         gates = {name: z.detach().float().cpu() for name, z in self._model.task_gates().items()}
-        return Allocations(weights, gates, list(range(next(iter(weights.values())).shape[0])))
+        tasks = list(range(next(iter(weights.values())).shape[0]))
+        choices = task_choices(self._model.active_layers(), self._model.active_adapter)
+        return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
+
+    def read_once(self, reader: object, occasion: Hashable) -> Allocations | None:
+        """As `read`, one reading for all readers on an occasion; who asks again gets a new one."""
+        if occasion != self._occasion or id(reader) in self._readers:
+            self._reading, self._occasion, self._readers = self.read(), occasion, set()
+        self._readers.add(id(reader))
+        return self._reading
 
     def _take(self, tasks: list[int]) -> list[int]:
         rows = []
@@ -172,7 +129,7 @@ class AllocationSource:
 
     def _add(self, layer: str, weights: Tensor, entropies: Tensor, *, tasks: list[int]) -> None:
         sums = self._sums.setdefault(layer, _Sums())
-        for task, w, entropy in zip(tasks, weights, entropies.tolist(), strict=True):
+        for task, w, entropy in zip(tasks, weights, entropies, strict=True):
             sums.add(task, w, entropy)
 
     def _gather(self) -> Allocations | None:
@@ -185,24 +142,23 @@ class AllocationSource:
                 into = merged.setdefault(name, _Sums())
                 for task, w in sums.weights.items():
                     into.add(task, w, 0.0)
-                into.entropy += sums.entropy
+                into.entropy = into.entropy + sums.entropy
         return _allocations(counts, merged) if counts else None
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights `[rows, splits, skills]` and normalised entropy `[rows]` of each row.
+    """Weights `[rows, splits, skills]` and entropy in nats `[rows, splits]` of each row.
 
     A router of tokens gives `[rows, seq, splits, skills]`: means over the row's attended tokens.
     """
     w = weights.detach().double().cpu()
-    entropies = torch.special.entr(w).sum(-1).mean(-1) / math.log(max(w.shape[-1], 2))
     if w.ndim == 3:
-        return w, entropies
+        return w, nats(w)
     share = torch.ones(w.shape[:2], dtype=w.dtype)
     if mask is not None and mask.shape == w.shape[:2]:
         share = mask.cpu().to(w.dtype)
     share = share / share.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bl,blqs->bqs", share, w), (share * entropies).sum(1)
+    return torch.einsum("bl,blqs->bqs", share, w), torch.einsum("bl,blq->bq", share, nats(w))
 
 
 def _allocations(counts: dict[int, int], sums: dict[str, _Sums]) -> Allocations:
@@ -211,11 +167,6 @@ def _allocations(counts: dict[int, int], sums: dict[str, _Sums]) -> Allocations:
         name: torch.stack([s.weights[t] / counts[t] for t in tasks]).float()
         for name, s in sums.items()
     }
-    information = {}
-    for name, s in sums.items():
-        mean = torch.stack(list(s.weights.values())).sum(0) / total
-        scale = torch.tensor(mean.shape[-1]).log().item()
-        information[name] = (layer_entropy({name: mean[None]})[name] - s.entropy / total) * scale
-    entropies = {name: s.entropy / total for name, s in sums.items()}
-    examples = ExampleRouting(entropies, mean_over_layers(information))
-    return Allocations(weights, {}, tasks, examples)
+    load = {name: torch.stack([*s.weights.values()]).sum(0) / total for name, s in sums.items()}
+    entropy = {name: torch.as_tensor(s.entropy) / total for name, s in sums.items()}
+    return Allocations(weights, {}, tasks, ExampleRouting(entropy, load))

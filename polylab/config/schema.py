@@ -345,7 +345,9 @@ class EvaluateSchema:
     run: str = MISSING
     split: str = "test"
     task: Any = None
-    routing: str = "learned"
+    routing: Any = "learned"
+    answers: bool = True
+    metric: str | None = None
     zero_shot: str | None = None
     batch_size: int | None = None
     examples_per_task: int | None = None

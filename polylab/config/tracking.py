@@ -104,7 +104,7 @@ def finished_logger(logger: "Logger | None") -> Iterator[None]:
             wandb.finish(exit_code=code)
 
 
-def sync_line(folder: Path) -> str | None:
-    """Return the line that says how to upload the offline run in `folder`, if there is one."""
+def offline_run(folder: Path) -> Path | None:
+    """Return the newest run in `folder` that waits for `wandb sync`; None if none does."""
     runs = sorted((folder / "wandb").glob("offline-run-*"))
-    return f"W&B is offline · upload later with: wandb sync {runs[-1]}" if runs else None
+    return runs[-1] if runs else None

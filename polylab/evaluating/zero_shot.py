@@ -39,7 +39,7 @@ def add_unknown_tasks(
         known: The trained tasks, by id.
         tasks: To be evaluated.
         trained: The trained tasks with their descriptions, for `nearest`.
-        way: One of `ways.WAYS`; None refuses unknown tasks.
+        way: One of `choices.WAYS`; None refuses unknown tasks.
         has_heads: Whether tasks are classified by heads of their own; refuses unknown tasks.
 
     Returns:

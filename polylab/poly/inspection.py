@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from polylab.poly.layers import PolyLayer
@@ -14,7 +14,7 @@ from polylab.poly.routing import Routing, entered
 from polylab.poly.structure import batch_shape, parameter_names
 from polylab.poly.weighing import mix_uniform
 
-__all__ = ["call_weights", "task_gates", "task_weights"]
+__all__ = ["call_weights", "task_choices", "task_gates", "task_weights"]
 
 
 @torch.no_grad()
@@ -79,6 +79,27 @@ def task_gates(
         for name, layer in layers.items()
     }
     return {name: z for name, z in gates.items() if z is not None}
+
+
+@torch.no_grad()
+def task_choices(
+    layers: Mapping[str, PolyLayer], adapter_name: str
+) -> dict[str, Int64[Tensor, "tasks usable"]]:
+    """The skills that each task may use, by layer; without layers where it may use all.
+
+    Without those too whose tasks differ in the number of skills (routers of the user's own may).
+    """
+    choices: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        router = layer.router(adapter_name)
+        if not router.uniform_needs_task_ids:
+            continue
+        ids = _all_tasks(layer, adapter_name)
+        like = torch.zeros(len(ids), router.n_splits, router.n_skills, device=ids.device)
+        is_usable = router.uniform(ids, like)[:, 0] > 0
+        if len(is_usable.sum(-1).unique()) == 1:
+            choices[name] = is_usable.nonzero()[:, 1].unflatten(0, (len(ids), -1))
+    return choices
 
 
 def _all_tasks(layer: PolyLayer, adapter_name: str) -> Tensor:

@@ -1,6 +1,12 @@
 """What-if changes of a trained routing: `model.routing("uniform")` and the like.
 
 Under an intervention no noise is added, in training mode neither.
+
+`drop:SKILL` divides the other weights by their sum plus `EPS`, so that they add up to 1 again: what
+it shows is how well the others do without the skill, not what the skill does by itself. Of a task
+that uses this skill alone, the others' weights are scaled up however small they are (a sigmoid is
+never 0); where they are all 0 (one-hot rows: `private`, `custom`) there is no update, and the task
+is left to the backbone.
 """
 
 from __future__ import annotations
@@ -184,7 +190,7 @@ def _find_layer(name: str, subject: Subject) -> str:
 def _skill_index(text: str, n_skills: int) -> int:
     if not text.isdecimal() or int(text) >= n_skills:
         raise ValueError(
-            f"routing 'drop:': no skill {text!r}. Give an index from 0 to {n_skills - 1}."
+            f"routing 'drop:{text}': no skill {text!r}. Give an index from 0 to {n_skills - 1}."
         )
     return int(text)
 

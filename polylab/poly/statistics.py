@@ -8,7 +8,6 @@ Papers: Polytropon https://arxiv.org/abs/2202.13914, multi-head https://arxiv.or
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +22,15 @@ from polylab.poly.alignment import (
     check_layers,
     match_columns,
 )
+from polylab.poly.heads import (
+    density_by_head,
+    effective_skills_by_head,
+    entropy_by_head,
+    information_by_head,
+    usage_by_head,
+    usage_entropy_by_head,
+    z_entropy_by_head,
+)
 
 __all__ = [
     "align_skills",
@@ -36,7 +44,9 @@ __all__ = [
     "entropy",
     "layer_entropy",
     "match_columns",
+    "mean_over_heads",
     "mean_over_layers",
+    "overall",
     "routing_mutual_information",
     "skill_usage",
     "task_features",
@@ -56,8 +66,7 @@ def layer_entropy(weights: _Layers) -> dict[str, float]:
     Raises:
         ValueError: If there is no layer, or the layers differ in their rows or skills.
     """
-    check_layers(weights.items())
-    return {name: float(_normalised_entropy(w.double()).mean()) for name, w in weights.items()}
+    return mean_over_heads(entropy_by_head(weights))
 
 
 def entropy(weights: _Layers) -> float:
@@ -78,19 +87,7 @@ def z_entropy_bits(gates: _Layers) -> float:
     Raises:
         ValueError: As `layer_entropy`, or if a gate is outside 0 to 1.
     """
-    check_layers(gates.items())
-    per_layer = {}
-    for name, raw in gates.items():
-        z = raw.double()
-        low, high = float(z.min()), float(z.max())
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"gates of layer '{name}' lie in {low:.3g} to {high:.3g}; they must lie in 0 to 1. "
-                "Give sigmoid(logits), not logits."
-            )
-        nats = -(torch.xlogy(z, z) + torch.xlogy(1 - z, 1 - z))
-        per_layer[name] = float(nats.mean()) / math.log(2)
-    return mean_over_layers(per_layer)
+    return overall(z_entropy_by_head(gates))
 
 
 def discreteness(gates: _Layers) -> float:
@@ -108,8 +105,7 @@ def density(gates: _Layers) -> float:
     Raises:
         ValueError: As `layer_entropy`.
     """
-    check_layers(gates.items())
-    return mean_over_layers({name: float((z > 0.5).double().mean()) for name, z in gates.items()})
+    return overall(density_by_head(gates))
 
 
 def skill_usage(gates: _Layers) -> dict[str, Float[Tensor, "splits skills"]]:
@@ -120,9 +116,7 @@ def skill_usage(gates: _Layers) -> dict[str, Float[Tensor, "splits skills"]]:
     Raises:
         ValueError: As `layer_entropy`.
     """
-    check_layers(gates.items())
-    usage = {name: z.double().sum(0) for name, z in gates.items()}
-    return {name: u / u.sum(-1, keepdim=True).clamp_min(1e-300) for name, u in usage.items()}
+    return usage_by_head(gates)
 
 
 def usage_entropy(gates: _Layers) -> float:
@@ -131,8 +125,7 @@ def usage_entropy(gates: _Layers) -> float:
     Raises:
         ValueError: As `layer_entropy`.
     """
-    usage = skill_usage(gates)
-    return mean_over_layers({n: float(_normalised_entropy(p).mean()) for n, p in usage.items()})
+    return overall(usage_entropy_by_head(usage_by_head(gates)))
 
 
 def effective_skills(gates: _Layers) -> float:
@@ -141,8 +134,7 @@ def effective_skills(gates: _Layers) -> float:
     Raises:
         ValueError: As `layer_entropy`.
     """
-    usage = skill_usage(gates)
-    return mean_over_layers({n: float(_nats(p).exp().mean()) for n, p in usage.items()})
+    return overall(effective_skills_by_head(usage_by_head(gates)))
 
 
 def routing_mutual_information(weights: _Layers) -> float:
@@ -153,13 +145,7 @@ def routing_mutual_information(weights: _Layers) -> float:
     Raises:
         ValueError: As `layer_entropy`.
     """
-    check_layers(weights.items())
-    return mean_over_layers(
-        {
-            name: float((_nats(w.double().mean(0)) - _nats(w.double()).mean(0)).mean())
-            for name, w in weights.items()
-        }
-    )
+    return overall(information_by_head(weights))
 
 
 def task_features(weights: _Layers) -> Float[Tensor, "rows features"]:
@@ -205,15 +191,16 @@ def allocation_change(now: _Layers, before: _Layers) -> float:
     return mean_over_layers({name: float(m.mean()) / 2 for name, m in moved.items()})
 
 
+def overall(heads: Mapping[str, Float[Tensor, " splits"]]) -> float:
+    """Mean over the heads of each layer, then over the layers."""
+    return mean_over_layers(mean_over_heads(heads))
+
+
+def mean_over_heads(heads: Mapping[str, Float[Tensor, " splits"]]) -> dict[str, float]:
+    """A number of each head to one of each layer."""
+    return {name: float(values.mean()) for name, values in heads.items()}
+
+
 def mean_over_layers(values: Mapping[str, float]) -> float:
     """Plain mean: each layer counts once, whatever its number of heads."""
     return sum(values.values()) / len(values)
-
-
-def _nats(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes"]:
-    return -torch.xlogy(p, p).sum(-1)
-
-
-def _normalised_entropy(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes"]:
-    n_skills = p.shape[-1]
-    return _nats(p) / math.log(n_skills) if n_skills > 1 else torch.ones_like(p[..., 0])

@@ -29,7 +29,8 @@ class EvaluatedModule(LightningModule):
         results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
         predictions: Of the latest pass over each split, bounded by `predictions_per_task`.
         journal: Keeps the answers to evaluation batches, so that a killed evaluation can go on.
-        generates: Whether the present validation asks for answers, or for losses only.
+        generates: Whether the present pass asks for answers, or for losses only.
+        losses_only: Whether the passes outside of a training ask for losses only.
     """
 
     text_metrics: Metrics = TEXT_METRICS  # of the answers; a subclass has its own
@@ -55,7 +56,7 @@ class EvaluatedModule(LightningModule):
         self.results: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, list[Prediction]] = {}
         self.journal: Journal | None = None
-        self.generates = True
+        self.generates, self.losses_only = True, False
         self._generate_every, self._validations = generate_every_n_validations, 0
         self._rank_options = rank_options
         self._evaluations = nn.ModuleDict(
@@ -106,12 +107,15 @@ class EvaluatedModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Decide whether this validation generates."""
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
-            self.generates = True
+            self.generates = not self.losses_only
             return
         self._validations += 1
         every = self._generate_every
         is_due = every > 0 and self._validations % every == 0
         self.generates = is_due or self.trainer.global_step == self.trainer.max_steps
+
+    def on_test_epoch_start(self) -> None:
+        self.generates = not self.losses_only
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
@@ -120,21 +124,15 @@ class EvaluatedModule(LightningModule):
         self._finish("test")
 
     def _evaluate(self, batch: dict[str, Any], split: str, index: int) -> None:
-        if split == "val" and not self.generates:
-            found = self._example_losses(batch)
-            ids = batch["task_ids"]
-            self._evaluation(split).add_losses(ids, found.losses, found.tokens)
-            return
         answers = None if self.journal is None else self.journal.find(index)
         if answers is None:
-            losses = self._example_losses(batch)
-            texts = self.generate_texts(batch, encoded=losses.encoded)
-            choices = self.option_scores(batch, encoded=losses.encoded)
-            answers = Answers(losses.losses.cpu(), losses.tokens.cpu(), texts, choices)
+            answers = self._ask(batch)
             if self.journal is not None:
                 self.journal.add(index, answers)
         evaluation, ids = self._evaluation(split), batch["task_ids"]
         evaluation.add_losses(ids, answers.losses.to(ids.device), answers.tokens.to(ids.device))
+        if not self.generates:
+            return
         evaluation.add_texts(
             ids,
             batch["inputs"],
@@ -144,9 +142,16 @@ class EvaluatedModule(LightningModule):
             answers.choices,
         )
 
+    def _ask(self, batch: dict[str, Any]) -> Answers:
+        found = self.example_losses(batch)
+        if not self.generates:
+            return Answers(found.losses, found.tokens, [], [])
+        texts = self.generate_texts(batch, encoded=found.encoded)
+        choices = self.option_scores(batch, encoded=found.encoded)
+        return Answers(found.losses.cpu(), found.tokens.cpu(), texts, choices)
+
     def _finish(self, split: str) -> None:
-        answered = split == "test" or self.generates
-        result, predictions = self._evaluation(split).finish(answered=answered)
+        result, predictions = self._evaluation(split).finish(answered=self.generates)
         if self.trainer.sanity_checking:
             return
         self.results[split], self.predictions[split] = result, predictions
@@ -173,7 +178,7 @@ class EvaluatedModule(LightningModule):
         start = config.decoder_start_token_id if config.is_encoder_decoder else None
         return {"start": start, "pad": config.pad_token_id}
 
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+    def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         """Of a batch, in evaluation or in training."""
         raise NotImplementedError
 

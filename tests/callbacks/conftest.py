@@ -42,7 +42,7 @@ def offline_wandb(tmp_path, monkeypatch):
 def fit(tmp_path):
     """`fit(module, data, callbacks, **trainer)`: a short CPU run in `tmp_path`; the trainer."""
 
-    def run(module, data, callbacks, **arguments):
+    def run(module, data, callbacks, *, ckpt_path=None, **arguments):
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}
         defaults = {"max_steps": 5, "val_check_interval": 2, "log_every_n_steps": 2}
         trainer = Trainer(
@@ -59,7 +59,7 @@ def fit(tmp_path):
                 **arguments,
             }
         )
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         return trainer
 
     return run

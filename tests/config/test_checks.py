@@ -10,7 +10,14 @@ from omegaconf import OmegaConf
 from polylab import PolyConfig
 from polylab.adaptation.methods import METHODS
 from polylab.backbones import loading, quantization
-from polylab.callbacks import Recovery, RoutingStatistics, SkillFigures, SkillTable
+from polylab.callbacks import (
+    AllocationHistory,
+    Recovery,
+    RoutingStatistics,
+    SkillFigures,
+    SkillRedundancy,
+    SkillTable,
+)
 from polylab.config.checks import CHOICES, RULES, check_config
 from polylab.config.errors import ConfigError
 from polylab.data.prompts import Prompt
@@ -65,7 +72,9 @@ BUILT: dict[str, Callable[..., Any]] = {
     "adapter": PolyConfig,
     "optim": OptimConfig,
     "callbacks.routing": RoutingStatistics,
+    "callbacks.history": AllocationHistory,
     "callbacks.recovery": Recovery,
+    "callbacks.redundancy": SkillRedundancy,
     "callbacks.figures": SkillFigures,
     "callbacks.table": SkillTable,
     "callbacks.checkpoint": lambda **given: RunCheckpoint("", **given),

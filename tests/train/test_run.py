@@ -35,7 +35,8 @@ def test_the_folder_holds_what_the_contract_says(whole: Any) -> None:
     assert folder.parent == whole.cwd / "runs" / "train"
     assert {path.name for path in folder.iterdir()} == {
         ".hydra", "train.log", "config.yaml", "metrics.json", "checkpoints", "adapter", "figures",
-        "skills.csv", "mix.csv", "wandb", "environment.json", "history.jsonl",
+        "skills.csv", "mix.csv", "wandb", "environment.json", "history.jsonl", "routing.csv",
+        "allocations",
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert {path.name for path in (folder / "figures").iterdir()} >= FIGURES

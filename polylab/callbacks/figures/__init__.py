@@ -2,7 +2,10 @@
 
 from polylab.callbacks.figures.allocation import Truth, draw_allocation
 from polylab.callbacks.figures.by_layer import draw_by_layer
-from polylab.callbacks.figures.hierarchy import cluster_tasks, draw_hierarchy, tree_order
+from polylab.callbacks.figures.hierarchy import draw_hierarchy
+from polylab.callbacks.figures.knockout import draw_knockout
+from polylab.callbacks.figures.matrix import draw_task_matrix
+from polylab.callbacks.figures.order import cluster_tasks, tree_order
 from polylab.callbacks.figures.style import pixels
 
 __all__ = [
@@ -11,6 +14,8 @@ __all__ = [
     "draw_allocation",
     "draw_by_layer",
     "draw_hierarchy",
+    "draw_knockout",
+    "draw_task_matrix",
     "pixels",
     "tree_order",
 ]

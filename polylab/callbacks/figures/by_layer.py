@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from polylab.callbacks.figures.allocation import TOP, check_names
-from polylab.callbacks.figures.maps import (
-    SCALE_WIDTH,
-    column_width,
-    draw_relative,
-    draw_scale,
-    row_labels,
-)
-from polylab.callbacks.figures.style import (
-    ACCENT,
-    DPI,
-    FONT,
-    MUTED,
-    RULE,
-    Rows,
-    canvas,
-    heading,
-    place,
-    plain_axis,
-    text_width,
-)
+from polylab.callbacks.figures.maps import USED, column_width, draw_cells
+from polylab.callbacks.figures.rows import Rows
+from polylab.callbacks.figures.sheet import Panel, Sheet, check_names
+from polylab.callbacks.figures.style import ACCENT, DPI, RULE, plain_axis
 
 __all__ = ["draw_by_layer", "short_layer_names"]
 
-_SCALE = "usage x number of skills:\n0 = not used, 1 = all alike"
-_HEADER = 46
-_ENTROPY = 170  # px
-_RANK_WORDS = 200  # px of the words above the ranks
+_USAGE = replace(USED, words="usage x number of skills:\n0 = not used, 1 = all alike")
+_ENTROPY, _RANK_WORDS = 170, 200  # px
 
 
 def draw_by_layer(
@@ -45,6 +28,7 @@ def draw_by_layer(
     layers: Sequence[str],
     title: str,
     shown: Sequence[str],
+    columns: Sequence[str] | None = None,
 ) -> Figure:
     """Heatmap of each layer's usage x S, sorted from most to least used, and its routing entropy.
 
@@ -55,50 +39,46 @@ def draw_by_layer(
         entropy: Of each layer, 0 to 1.
         layers: Row names.
         title: Large.
-        shown: Lines that say what is shown (at most 2).
+        shown: Lines that say what is shown.
+        columns: Their names if not 1, 2, ...
 
     Raises:
         ValueError: If the names do not fit the values.
     """
-    ranks = [str(k + 1) for k in range(relative.shape[1])]
+    ranks = columns or [str(k + 1) for k in range(relative.shape[1])]
     check_names(relative, layers, ranks)
     rows, names = Rows.of(len(layers)), short_layer_names(layers)
-    left = 14 + text_width(names, rows.font)
-    wide, top = column_width(len(ranks)) * len(ranks), TOP + _HEADER
-    beside = max(wide, _RANK_WORDS) + 22
-    width = max(SCALE_WIDTH, beside + _ENTROPY)
-    figure = canvas(left + width + 20, top + rows.height + 58)
-    heading(figure, title, shown)
-    axes = place(figure, left, top, wide, rows.height)
-    draw_relative(axes, relative, rows)
-    every = max(1, -(-14 // column_width(len(ranks))))
-    axes.xaxis.tick_top()
-    axes.set_xticks(range(0, len(ranks), every), ranks[::every])
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("rank of the skill within the layer", loc="left", color=MUTED, fontsize=FONT)
-    row_labels(axes, names, rows)
-    _draw_entropy(figure, (left + beside, top), entropy, rows)
-    draw_scale(figure, left, top + rows.height + 16, _SCALE)
-    return figure
+    width = column_width(len(ranks)) * len(ranks)
+    beside = max(width, _RANK_WORDS)
+
+    def draw_usage(axes: Axes) -> None:
+        box = axes.get_position()
+        axes.set_position((box.x0, box.y0, box.width * width / beside, box.height))
+        draw_cells(axes, relative, rows, scale=_USAGE)
+        every = max(1, -(-14 // column_width(len(ranks))))
+        axes.xaxis.tick_top()
+        axes.set_xticks(range(0, len(ranks), every), ranks[::every])
+
+    panels = [
+        Panel(beside, draw_usage, 18, "rank of the skill within the layer", _USAGE),
+        Panel(_ENTROPY, lambda axes: _draw_entropy(axes, entropy, rows), 18,
+              "routing entropy (1 = uniform)"),
+    ]  # fmt: skip
+    return Sheet(title, [*shown, *rows.words("layers")], names, rows).draw(panels)
 
 
-def _draw_entropy(
-    figure: Figure, corner: tuple[int, int], entropy: Sequence[float], rows: Rows
-) -> None:
-    axes = place(figure, *corner, _ENTROPY, rows.height)
+def _draw_entropy(axes: Axes, entropy: Sequence[float], rows: Rows) -> None:
     plain_axis(axes)
-    bars = [[(0, i), (e, i)] for i, e in enumerate(entropy)]
-    thick = 0.62 * rows.height / rows.count * 72 / DPI
+    bars = [[(0, i), (e, i)] for i, e in enumerate(rows.fold(np.asarray(entropy, dtype=float)))]
+    thick = max(0.62 * rows.pitch * 72 / DPI, 0.5)
     axes.add_collection(LineCollection(bars, colors=ACCENT, linewidths=thick, capstyle="butt"))
     axes.set_xlim(0, 1)
-    axes.set_ylim(rows.count - 0.5, -0.5)
+    axes.set_ylim(rows.drawn - 0.5, -0.5)
     axes.set_yticks([])
     axes.xaxis.tick_top()
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("routing entropy (1 = uniform)", loc="left", color=MUTED, fontsize=FONT)
 
 
 def short_layer_names(layers: Sequence[str]) -> list[str]:

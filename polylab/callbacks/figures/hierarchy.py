@@ -5,62 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
 
-from polylab.callbacks.figures.allocation import (
-    TOP,
-    Truth,
-    check_names,
-    draw_panels,
-    panels_header,
-    panels_width,
-)
-from polylab.callbacks.figures.maps import SCALE_WIDTH, draw_scale, row_labels
-from polylab.callbacks.figures.style import (
-    FONT,
-    INK,
-    MUTED,
-    RULE,
-    Rows,
-    canvas,
-    heading,
-    place,
-    plain_axis,
-    text_width,
-)
+from polylab.callbacks.figures.allocation import Truth, allocation_panels
+from polylab.callbacks.figures.order import is_flat, tree_order
+from polylab.callbacks.figures.rows import Bands, Rows
+from polylab.callbacks.figures.sheet import Panel, Sheet
+from polylab.callbacks.figures.style import FONT, INK, MUTED, RULE, plain_axis
 
-__all__ = ["cluster_tasks", "draw_hierarchy", "tree_order"]
+__all__ = ["draw_hierarchy"]
 
-_TREE = 300  # px
-_SCALE = "weight x number of skills:\n0 = not used, 1 = uniform"
+_TREE = 220  # px
 # Ends of the distance axis: few, so that figures of one run share them, and never so small that
 # the noise of the start looks like a hierarchy.
 _ENDS = (0.1, 0.25, 0.5, 0.75, 1.0)
-_ALIKE = 1e-6  # distances below it are rounding
-_MAX_ORDERED = 400  # above it, the best order of leaves takes too long
-
-
-def cluster_tasks(similarity: np.ndarray) -> np.ndarray:
-    """Average linkage on `1 - similarity`, scipy's form `[tasks - 1, 4]`.
-
-    Raises:
-        ValueError: If there are fewer than two tasks.
-    """
-    if len(similarity) < 2:
-        raise ValueError(f"{len(similarity)} task given; a hierarchy needs at least 2.")
-    distance = np.clip(1 - similarity, 0, None)
-    np.fill_diagonal(distance, 0)
-    ordered = len(similarity) <= _MAX_ORDERED
-    condensed = squareform((distance + distance.T) / 2, checks=False)
-    return linkage(condensed, method="average", optimal_ordering=ordered)
-
-
-def tree_order(tree: np.ndarray) -> list[int]:
-    """Tasks from top to bottom of the drawn tree."""
-    return dendrogram(tree, no_plot=True)["leaves"]
 
 
 def draw_hierarchy(
@@ -72,52 +32,46 @@ def draw_hierarchy(
     title: str,
     shown: Sequence[str],
     truth: Truth | None = None,
+    order: Sequence[int] | None = None,
+    categories: Sequence[str | None] | None = None,
 ) -> Figure:
     """Dendrogram of the tasks; their allocations (and true skills) beside it in the same order.
 
     Args:
         tree: Of `cluster_tasks`.
-        relative: `[tasks, skills]`, `w * S`, in the tasks' own order (as `tasks` and `truth`).
+        relative: `[tasks, skills]`, `w * S`, in the tasks' own order (as `tasks`, `truth` and
+            `categories`).
         tasks: Row names.
         skills: Column names.
         title: Large.
-        shown: Lines that say what is shown (at most 2).
+        shown: Lines that say what is shown.
         truth: The true skills.
+        order: Of the rows, one that `tree_order` gives; that of a first picture if None.
+        categories: One name for each task (None = has none), drawn as a strip.
 
     Raises:
         ValueError: If the names do not fit the values.
     """
-    check_names(relative, tasks, skills)
-    order, rows = tree_order(tree), Rows.of(len(tasks))
+    order = tree_order(tree) if order is None else [*order]
+    rows, bands = Rows.of(len(tasks)), Bands.of(categories)
     names = [tasks[i] for i in order]
-    if truth is not None:
-        truth = Truth(truth.matrix[order], truth.names)
-    left = 14 + _TREE + 6 + text_width(tasks, rows.font)
-    top = TOP + panels_header(skills, truth)
-    width = max(SCALE_WIDTH, panels_width(skills, truth))
-    figure = canvas(left + width + 20, top + rows.height + 58)
-    heading(figure, title, shown)
-    _draw_tree(figure, tree, rows, top)
-    axes = draw_panels(
-        figure, (left, top), rows, relative=relative[order], skills=skills, truth=truth
+    panels = allocation_panels(
+        relative[order], names, rows, skills=skills, truth=truth and truth.ordered(order)
     )
-    row_labels(axes, names, rows)
-    draw_scale(figure, left, top + rows.height + 16, _SCALE)
-    return figure
+    beside = Panel(_TREE, lambda axes: _draw_tree(axes, tree, rows, order=order))
+    lines = [*shown, *rows.words()]
+    sheet = Sheet(title, lines, names, rows, bands and bands.ordered(order), beside)
+    return sheet.draw(panels)
 
 
-def _draw_tree(figure: Figure, tree: np.ndarray, rows: Rows, top: int) -> None:
-    axes = place(figure, 14, top, _TREE, rows.height)
-    drawn = dendrogram(tree, no_plot=True)
-    # scipy puts leaf i at 10 i + 5; rows of a map are centred at i
-    lines = [
-        np.column_stack([d, (np.asarray(i) - 5) / 10])
-        for i, d in zip(drawn["icoord"], drawn["dcoord"], strict=True)
-    ]
-    axes.add_collection(LineCollection(lines, colors=INK, linewidths=1.1))
+def _draw_tree(axes: Axes, tree: np.ndarray, rows: Rows, *, order: Sequence[int]) -> None:
     end = next((e for e in _ENDS if tree[-1, 2] <= e), 1.0)
+    if not is_flat(tree):
+        lines = _forks(tree, rows, order)
+        thin = 1.1 if rows.pitch >= 4 else 0.5
+        axes.add_collection(LineCollection(lines, colors=INK, linewidths=thin))
     axes.set_xlim(end * 1.02, 0)
-    axes.set_ylim(rows.count - 0.5, -0.5)
+    axes.set_ylim(rows.drawn - 0.5, -0.5)
     plain_axis(axes)
     axes.set_yticks([])
     ticks = np.linspace(0, end, 4 if end == 0.75 else 6)
@@ -125,6 +79,25 @@ def _draw_tree(figure: Figure, tree: np.ndarray, rows: Rows, top: int) -> None:
     axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     label = "share of mixing weight not in common"
-    if tree[-1, 2] < _ALIKE:
-        label = "no hierarchy: all tasks are routed alike"
+    if is_flat(tree):
+        alike = tree[-1, 2] < 0.5
+        label = (
+            "no hierarchy: all tasks are routed alike"
+            if alike
+            else ("no hierarchy: no two tasks are alike")
+        )
     axes.set_xlabel(label, color=MUTED, fontsize=FONT)
+
+
+def _forks(tree: np.ndarray, rows: Rows, order: Sequence[int]) -> list[np.ndarray]:
+    """One line of four corners for each fork, from branch to branch."""
+    n_tasks = len(tree) + 1
+    place = np.empty(2 * n_tasks - 1)
+    place[order] = rows.at(np.arange(n_tasks))
+    height = np.concatenate([np.zeros(n_tasks), tree[:, 2]])
+    lines = []
+    for i, (one, other) in enumerate(tree[:, :2].astype(int)):
+        x, y, top = height[[one, other]], place[[one, other]], height[n_tasks + i]
+        place[n_tasks + i] = y.mean()
+        lines.append(np.array([(x[0], y[0]), (top, y[0]), (top, y[1]), (x[1], y[1])]))
+    return lines

@@ -1,24 +1,28 @@
-"""The house style of every figure: one palette, sizes in pixels, names that stay legible."""
+"""The house style of every figure: one palette, sizes in pixels, words that stay legible."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 __all__ = [
     "ACCENT",
+    "BANDS",
     "DIVERGING",
     "INK",
     "MUTED",
+    "OTHER",
     "OVER",
     "RULE",
-    "Rows",
+    "SEQUENTIAL",
     "canvas",
     "heading",
     "pixels",
@@ -26,6 +30,7 @@ __all__ = [
     "plain_axis",
     "shorten",
     "text_width",
+    "widest",
 ]
 
 DPI = 100
@@ -34,36 +39,32 @@ MUTED = "#66717E"
 RULE = "#D5DAE0"
 ACCENT = "#1F5A96"
 OVER = "#5E2703"  # beyond the end of the scale
+_UNKNOWN = "#C9CDD2"
 # Blue to orange stays apart under every common colour blindness, and in lightness from the middle.
 DIVERGING = LinearSegmentedColormap.from_list(
     "polylab_diverging",
     ["#174A7E", "#6FA3D0", "#F6F4EF", "#EFA35C", "#B4540A"],
-).with_extremes(over=OVER, bad="#C9CDD2")
+).with_extremes(over=OVER, bad=_UNKNOWN)
+SEQUENTIAL = LinearSegmentedColormap.from_list(
+    "polylab_sequential",
+    ["#FBFAF6", "#F2E3B6", "#A5CDA8", "#4BA3B3", "#2A679F", "#12244A"],
+).with_extremes(over=OVER, bad=_UNKNOWN)
+# Of categories; apart under every common colour blindness (Paul Tol's muted scheme).
+BANDS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#AA4499")
+OTHER = "#BFC4CA"
 
-MAX_ROWS_HEIGHT = 1500
 MIN_WIDTH = 660  # px that a heading's lines need
 FONT = 8.5
-_LABEL_STEP = 12  # px that a line of row labels needs at least
+NAME_LIMIT = 30  # characters
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a map: their height, and every how many of them gets a label."""
+class _Picture(Figure):
+    """A figure that a notebook shows, with pyplot or without."""
 
-    count: int
-    height: int  # px of all rows together
-    every: int
-
-    @staticmethod
-    def of(count: int) -> Rows:
-        """20 px a row while there are few, never more than `MAX_ROWS_HEIGHT` in all."""
-        per_row = min(20.0, max(13.0, 900 / count), MAX_ROWS_HEIGHT / count)
-        return Rows(count, round(per_row * count), max(1, int(np.ceil(_LABEL_STEP / per_row))))
-
-    @property
-    def font(self) -> float:
-        """Points: smaller where rows are narrow."""
-        return min(FONT, self.height / self.count * 72 / DPI * 0.8) if self.every == 1 else 7.0
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, format="png", dpi=DPI)
+        return file.getvalue()
 
 
 def canvas(width: int, height: int) -> Figure:
@@ -72,7 +73,7 @@ def canvas(width: int, height: int) -> Figure:
     It is drawn without a display and without pyplot's global state.
     """
     width = max(width, MIN_WIDTH)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure = _Picture(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -86,10 +87,10 @@ def place(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
 def heading(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """Title at the top left and what is shown in smaller lines under it (58 px for two)."""
     w, h = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
-    figure.text(14 / w, 1 - 12 / h, title, va="top", color=INK, fontsize=12, fontweight="bold")
+    style = {"va": "top", "parse_math": False}
+    figure.text(14 / w, 1 - 12 / h, title, color=INK, fontsize=12, fontweight="bold", **style)
     for i, line in enumerate(lines):
-        top = 1 - (35 + 16 * i) / h
-        figure.text(14 / w, top, line, va="top", color=MUTED, fontsize=FONT)
+        figure.text(14 / w, 1 - (35 + 16 * i) / h, line, color=MUTED, fontsize=FONT, **style)
 
 
 def plain_axis(axes: Axes) -> None:
@@ -106,12 +107,13 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(drawn.buffer_rgba())[..., :3].copy()
 
 
-def shorten(names: Sequence[str], limit: int = 36) -> list[str]:
-    """Names of at most `limit` characters, cut where it leaves the most of them different.
+def shorten(names: Sequence[str], limit: int = NAME_LIMIT) -> list[str]:
+    """Names of at most `limit` characters in one line, cut where most of them stay different.
 
     The middle of the longer ones is left out; or, where this makes names equal and another cut
     makes fewer so, their end, their beginning, or what all names begin with.
     """
+    names = [" ".join(name.split()) for name in names]
     first, last = min(names, default=""), max(names, default="")
     shared = next((i for i, c in enumerate(first) if last[i : i + 1] != c), len(first))
     candidates = [
@@ -127,6 +129,21 @@ def _cut(name: str, limit: int, head: int) -> str:
     return f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
 
 
-def text_width(names: Sequence[str], font: float = FONT) -> int:
-    """Pixels that the longest of the shortened names needs (an estimate on the safe side)."""
-    return round(max((len(n) for n in shorten(names)), default=0) * font * DPI / 72 * 0.58) + 8
+def widest(names: Sequence[str], font: float = FONT, *, limit: int = NAME_LIMIT) -> int:
+    """Pixels that the widest of these names needs when shortened, with a margin."""
+    return max((text_width(name, font) for name in shorten(names, limit)), default=0) + 8
+
+
+def text_width(words: str, font: float = FONT, *, bold: bool = False) -> int:
+    """Pixels of a line of words in the font of the figures."""
+    return round(sum(_advance(c, bold) for c in words) * font * DPI / 72)
+
+
+@cache
+def _advance(character: str, bold: bool) -> float:
+    """Width of a character in units of the font's size; a wide guess for those it lacks."""
+    face = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
+    if not face.get_char_index(ord(character)):
+        return 1.0
+    face.set_size(100, 72)
+    return face.load_char(ord(character)).linearHoriAdvance / 65536 / 100

@@ -1,7 +1,6 @@
 """What a finished run prints."""
 
 import pytest
-
 from polylab.config.outcome import print_table, split_results, summary_line
 
 METRICS = {

@@ -1,0 +1,43 @@
+"""Aligned `key  value` lines that fit on 80 columns."""
+
+import re
+from collections.abc import Iterable
+
+WIDTH = 80
+
+Row = tuple[str, str]
+
+
+def format_rows(rows: Iterable[Row]) -> str:
+    """Return a line for each row, with the values below each other.
+
+    A long value goes on in the next line, see `wrap`; a path or a command is never cut, so that it
+    can be copied.
+    """
+    rows = list(rows)
+    indent = max((len(key) for key, _ in rows), default=0) + 2
+    lines = []
+    for key, value in rows:
+        first, *rest = wrap(value, WIDTH - indent)
+        lines += [f"{key:<{indent}}{first}", *(" " * indent + line for line in rest)]
+    return "\n".join(lines)
+
+
+def shorten(name: str, width: int) -> str:
+    """Return the name with its middle left out: names often differ in their ends."""
+    if len(name) <= width:
+        return name
+    kept = width - 2
+    head = (kept + 1) // 2
+    return f"{name[:head]}..{name[len(name) - (kept - head) :]}"
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return the lines of a text that breaks after `, ` and before ` · ` alone."""
+    lines = [""]
+    for part in re.split(r"(?<=, )|(?= · )", text):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append(part.removeprefix(" · "))
+        else:
+            lines[-1] += part
+    return [line.rstrip() for line in lines]
