@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ def _write_history(folder: Path, rng: np.random.Generator, *, last: int) -> None
             "train/loss": 0.3 + 2 * fall + 0.1 * rng.random(),
         }
         if step % 50 == 0:
-            line |= {"val/loss": 0.4 + 2 * fall, "val/exact_match": 0.8 * (1 - fall),
-                     "routing/entropy": 0.6 + 0.4 * fall, "routing/discreteness": 0.7 * (1 - fall)}  # fmt: skip
+            line |= {"val/loss": 0.4 + 2 * fall, "val/exact_match": 0.8 * (1 - fall)}
+            line |= {"routing/entropy": 0.6 + 0.4 * fall, "routing/discreteness": 0.7 - fall / 2}
         lines.append(json.dumps(line) + "\n")
     (folder / "history.jsonl").write_text("".join(lines))
 
@@ -149,14 +150,29 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_sweep(
-    folder: Path, *, jobs: int, tasks: Sequence[str], failed: Sequence[int] = ()
+    folder: Path,
+    *,
+    jobs: int,
+    tasks: Sequence[str],
+    failed: Sequence[int] = (),
+    same: int | None = None,
 ) -> None:
-    """A sweep over skills and seeds; each job is a small run of its own."""
+    """A sweep over skills and seeds; each job is a small run of its own.
+
+    Args:
+        folder: Of the sweep.
+        jobs: How many.
+        tasks: Names.
+        failed: Jobs that failed before they wrote anything.
+        same: Write so many runs, and copies of them for the other jobs.
+    """
     rng, rows = np.random.default_rng(0), []
     for job in range(jobs):
         skills, lost = (3, 4)[job % 2], job in failed
         place = folder / f"{job:03d}"
-        if not lost:
+        if same is not None and job >= 2 * same:
+            shutil.copytree(folder / f"{job % (2 * same):03d}", place)
+        elif not lost:
             write_run(place, tasks=tasks, skills=skills, seed=job, layers=2, steps=(0, 100))
         score = "" if lost else round(float(rng.uniform(0.4, 0.9)), 4)
         rows.append({
