@@ -118,7 +118,7 @@ class Scene:
             "there is one skill" if subject.n_usable == 1 else "there is one task"
         )
         if names == {"layers"} and not subject.given:
-            why = f"{subject.over()}: allocation shows it"
+            why = "one router: allocation shows it"
         return f"{', '.join(sorted(names))} ({why})" if names else ""
 
     def allocation(self) -> Figure:
@@ -186,9 +186,10 @@ class Scene:
         ranks = [str(k + 1) for k in range(subject.n_shared)]
         return draw_by_layer(
             usage,
-            list(subject.entropy.values()),
+            [float(heads.mean()) for heads in subject.entropy.values()],
             layers=[*self._subject.layer_names().values()],
             columns=[*ranks, "private"] if subject.n_private else ranks,
+            entropy_of="entropy of means" if subject.of_means else "routing entropy",
             title=f"Skill usage by layer {self._words}",
             shown=[
                 f"share of each skill in the {subject.counted} of all tasks x "

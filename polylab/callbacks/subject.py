@@ -50,7 +50,7 @@ class Subject:
     Args:
         weights: Of the skills that a task may use, by the first layer of each router.
         used: Gates where there are some, else the weights, of the same form.
-        entropy: Of each router, 0 to 1.
+        entropy: Of each router and head, 0 to 1.
         of_layers: Of each layer in model order its router, named by the first layer that has it.
         n_shared: Of the columns, those of skills that all tasks share; then come the task's own.
         tasks: Names.
@@ -60,11 +60,13 @@ class Subject:
         counted: What `used` is.
         truth: The true skills where known.
         categories: The first category of each task; None = has none.
+        of_means: The entropy is that of means over inputs, not of single inputs.
+        remarks: Lines for every heading.
     """
 
     weights: Layers
     used: Layers
-    entropy: dict[str, float]
+    entropy: dict[str, Float[Tensor, " splits"]]
     of_layers: dict[str, str]
     n_shared: int
     tasks: list[str]
@@ -74,6 +76,8 @@ class Subject:
     counted: str = "weights"
     truth: Truth | None = None
     categories: Sequence[str | None] | None = None
+    of_means: bool = False
+    remarks: Sequence[str] = ()
 
     @staticmethod
     def of(
@@ -85,7 +89,9 @@ class Subject:
         categories: Mapping[str, Sequence[str]] | None = None,
     ) -> Subject:
         """From allocations; `categories` by the names of the tasks."""
-        of_layers = {n: own for n, own in routers.of_layers.items() if n in seen.weights}
+        first: dict[str, str] = {}  # of the layers that were seen
+        routed = {n: own for n, own in routers.of_layers.items() if n in seen.weights}
+        of_layers = {name: first.setdefault(own, name) for name, own in routed.items()}
         names = dict.fromkeys(of_layers.values())
         weights, used = seen.open_weights, seen.used
         choices = next(iter(seen.choices.values()), None)
@@ -96,12 +102,12 @@ class Subject:
             weights = used = {n: w.amax(-1, keepdim=True) for n, w in weights.items()}
             n_shared = 0
         heads = slice(0, 1) if routers.given else slice(None)  # which all do the same
-        entropy = seen.layer_entropy()
-        first = [(categories or {}).get(name, ()) for name in tasks]
+        entropy = seen.heads["entropy"]
+        groups = [(categories or {}).get(name, ()) for name in tasks]
         return Subject(
             {name: weights[name][:, heads] for name in names},
             {name: used[name][:, heads] for name in names},
-            {name: 1.0 if routers.is_private else entropy[name] for name in names},
+            {n: torch.ones(1) if routers.is_private else entropy[n][heads] for n in names},
             of_layers,
             n_shared,
             tasks,
@@ -110,7 +116,7 @@ class Subject:
             seen.examples is not None,
             "gates" if seen.gates else "weights",
             truth,
-            [own[0] if own else None for own in first] if any(first) else None,
+            [own[0] if own else None for own in groups] if any(groups) else None,
         )
 
     @property
@@ -151,14 +157,16 @@ class Subject:
 
         return sorted(range(len(self.tasks)), key=key)
 
-    def only(self, layer: str, split: int | None = None) -> Subject:
-        """The same of one router (by its first layer), or of one of its heads."""
+    def only(self, *, layer: str | None = None, split: int | None = None) -> Subject:
+        """The same of one router (by its first layer), or of one head."""
         heads = slice(None) if split is None else slice(split, split + 1)
+        names = [*self.weights] if layer is None else [layer]
         return replace(
             self,
-            weights={layer: self.weights[layer][:, heads]},
-            used={layer: self.used[layer][:, heads]},
-            of_layers={n: own for n, own in self.of_layers.items() if own == layer},
+            weights={name: self.weights[name][:, heads] for name in names},
+            used={name: self.used[name][:, heads] for name in names},
+            of_layers={n: own for n, own in self.of_layers.items() if own in names},
+            entropy={name: self.entropy[name][heads] for name in names},
         )
 
     # Numbers
@@ -235,16 +243,20 @@ class Subject:
     def notes(self) -> list[str]:
         """What must be known to read any figure of it."""
         if self.given:
-            return [self.given]
+            return [*self.remarks, self.given]
         if self.n_usable == 1:
-            return ["there is one skill, so nothing to choose"]
-        if self.n_private:
-            own = f"its {self.n_private} own ones" if self.n_private > 1 else "its own one"
-            return [
-                f"a task may use {self.n_shared} shared skills and {own} (the column 'private'"
-                + (": their mean)" if self.n_private > 1 else ")")
-            ]
-        return []
+            return [*self.remarks, "there is one skill, so nothing to choose"]
+        if not self.n_private:
+            return [*self.remarks]
+        own, mean = (
+            (f"its {self.n_private} own ones", "their mean")
+            if self.n_private > 1
+            else ("its own one", "it")
+        )
+        return [
+            *self.remarks,
+            f"a task may use {self.n_shared} shared skills and {own}; 'private' is {mean}",
+        ]
 
     def layer_names(self) -> dict[str, str]:
         """Of each router a short name: its layer, or what its layers have in common."""

@@ -80,7 +80,7 @@ def draw_layers(
         draw_cells(axes, values, rows, scale=USED)
         _name(axes, name)
         if right == 0:
-            label_rows(axes, tasks, rows, fine=i == 0, gap=5 + (BAND + 4 if bands else 0))
+            label_rows(axes, tasks, rows, gap=5 + (BAND + 4 if bands else 0))
             if bands:
                 bands.draw(place(figure, left - BAND - 4, y, BAND, rows.height), rows)
     USED.draw(figure, left, under)

@@ -64,6 +64,7 @@ class Sheet:
         rows: As drawn.
         bands: Categories of the rows.
         beside: Left of the names, such as a tree.
+        all_names: The vector version has the names of all rows.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Sheet:
     rows: Rows
     bands: Bands | None = None
     beside: Panel | None = None
+    all_names: bool = False
 
     def draw(self, panels: Sequence[Panel]) -> Figure:
         """The figure; its axes begin with those of `beside` and the panels in their order."""
@@ -116,7 +118,8 @@ class Sheet:
                 style = {"va": "baseline", "color": MUTED, "fontsize": FONT}
                 axes.text(0, y, panel.above, transform=axes.transAxes, **style)
         assert first is not None
-        label_rows(first, self.names, self.rows, gap=5 + (BAND + 4 if self.bands else 0))
+        gap = 5 + (BAND + 4 if self.bands else 0)
+        label_rows(first, self.names, self.rows, gap=gap, fine=self.all_names)
         if self.bands:
             self.bands.draw(place(figure, left - BAND - 4, top, BAND, height), self.rows)
 
