@@ -33,18 +33,17 @@ def draw(run: Run, kind: str, *, layer: str | None, split: int | None) -> Figure
 
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is no figure{hint(kind, KINDS)} · valid: {listing(KINDS)}")
-    subject, words = _subject(run), [f"of {run.folder.name}"]
+    subject = _subject(run)
     if layer is not None:
         name = find_layer(layer, list(subject.of_layers))
         subject = subject.only(layer=subject.of_layers[name])
-        words.append(f"layer {name}")
     if split is not None:
         heads = min(w.shape[1] for w in subject.weights.values())
         if not 0 <= split < heads:
             raise ValueError(f"split={split}: give a head from 0 to {heads - 1}.")
         subject = subject.only(split=split)
-        words.append(f"head {split}")
-    return getattr(Scene(subject, ", ".join(words)), kind)()
+        subject = replace(subject, remarks=[*subject.remarks, f"head {split} of {heads}"])
+    return getattr(Scene(subject, f"of {run.folder.resolve().name}"), kind)()
 
 
 def _subject(run: Run) -> Subject:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from polylab.callbacks.figures import (
     draw_task_matrix,
     tree_order,
 )
-from polylab.callbacks.figures.layers import ACROSS, MOST_PANELS
+from polylab.callbacks.figures.layers import MOST_HEADS, MOST_PANELS
 from polylab.callbacks.routing_statistics import evenly_spaced
 from polylab.callbacks.subject import Subject
 from polylab.poly.recovery import match_to_truth
@@ -223,16 +222,26 @@ class Scene:
 
     def layers(self) -> Figure:
         """Tasks x skills of single layers and heads."""
-        units, words = self._panels()
-        names = self._subject.layer_names()
-        heads = self._subject.n_heads
+        subject = self._subject
+        layers, heads = self._panels()
+        few = sum(len(heads[name]) for name in layers) < len(subject.units)
+        names = subject.layer_names()
         return draw_layers(
-            [self._subject.single(*unit)[self._rows] for unit in units],
-            [names[n] + (f" head {q}" if heads > 1 else "") for n, q in units],
+            {
+                names[name]: {
+                    f"head {q}" if subject.n_heads > 1 else "": subject.single(name, q)[self._rows]
+                    for q in heads[name]
+                }
+                for name in layers
+            },
             tasks=self._names(),
-            title=f"Skill allocation of single layers {self._words}",
-            shown=[words, "skill k of one map is not skill k of another", *self._subject.notes()],
-            across=_across(Counter(n for n, _ in units)),
+            title=f"Skill allocation, single layers, {self._words}",
+            shown=[
+                f"{subject.weight()}, {subject.part(layers, heads)}"
+                + (", evenly spaced" if few else ""),
+                "skill k of one map is not skill k of another",
+                *subject.notes(),
+            ],
             categories=self._categories(),
         )
 
@@ -265,29 +274,12 @@ class Scene:
             moved[both, k] = difference.mean(1).double().numpy()
         return moved
 
-    def _panels(self) -> tuple[list[tuple[str, int]], str]:
-        """Evenly spaced (layer, head) pairs, all heads of a layer or the same ones, and words."""
-        subject = self._subject
-        splits = {name: w.shape[1] for name, w in subject.weights.items()}
-        heads = {name: evenly_spaced([*range(n)], ACROSS) for name, n in splits.items()}
-        most = max(1, MOST_PANELS // max(map(len, heads.values())))
-        if len(splits) == 1:
-            heads = {name: evenly_spaced([*range(n)], MOST_PANELS) for name, n in splits.items()}
-        layers = evenly_spaced([*splits], most)
-        units = [(name, q) for name in layers for q in heads[name]]
-        what = "routers" if len(splits) < subject.n_layers else "layers"
-        words = f"{len(layers)} of {len(splits)} {what}"
-        if subject.n_heads > 1:
-            words += f", {max(len(heads[n]) for n in layers)} of {subject.n_heads} heads each"
-        return units, f"normalised weight x {subject.n_usable}, {words}" + (
-            ", evenly spaced" if len(units) < len(subject.units) else ""
-        )
-
-
-def _across(heads: Counter[str]) -> int:
-    """Maps in a line: whole layers, as many as fit."""
-    most = max(heads.values())
-    return max(1, ACROSS // most) * most if most <= ACROSS else ACROSS
+    def _panels(self) -> tuple[list[str], dict[str, list[int]]]:
+        """Evenly spaced layers, and of each the heads to show."""
+        splits = {name: w.shape[1] for name, w in self._subject.weights.items()}
+        most = MOST_PANELS if len(splits) == 1 else MOST_HEADS
+        heads = {name: evenly_spaced([*range(n)], most) for name, n in splits.items()}
+        return evenly_spaced([*splits], MOST_PANELS // max(map(len, heads.values()))), heads
 
 
 def _first_order(subject: Subject, before: Places | None) -> list[int]:

@@ -209,7 +209,7 @@ class Subject:
         maps = {n: torch.cat([shared[n], layers[n][..., self.n_shared :]], -1) for n in shared}
         mean = torch.cat(list(maps.values()), 1).mean(1)
         words = over if np.isnan(agree) else f"aligned mean of {over}, agreement {agree:.2f}"
-        return Map(self._relative(mean), self._skills(), f"{self._weight()}, {words}")
+        return Map(self._relative(mean), self._skills(), f"{self.weight()}, {words}")
 
     def single(self, layer: str, split: int) -> np.ndarray:
         """`[tasks, columns]` of one (layer, head), its own skills in their own order."""
@@ -236,7 +236,8 @@ class Subject:
         names = [f"skill {k}" for k in range(self.n_shared)]
         return [*names, "private"] if self.n_private else names
 
-    def _weight(self) -> str:
+    def weight(self) -> str:
+        """What a map shows."""
         times = f"normalised weight x {self.n_usable}"
         return f"mean {times} of validation inputs" if self.is_mean else times
 
@@ -269,6 +270,24 @@ class Subject:
             name: f"{words or 'all layers'} ({len(own)})" if len(own) > 1 else words
             for (name, own), words in zip(groups.items(), short, strict=True)
         }
+
+    def part(self, layers: Sequence[str], heads: Mapping[str, Sequence[int]]) -> str:
+        """Which of the layers and heads these are, in words."""
+        what = "routers" if len(self.weights) < self.n_layers else "layers"
+        every = len(layers) == len(self.weights)
+        words = f"{'all ' if every else f'{len(layers)} of '}{len(self.weights)} {what}"
+        if self.n_layers == 1:
+            words = f"layer {layers[0]}"
+        elif len(self.weights) == 1:
+            words = self._over(self.weights)
+        if self.n_heads == 1:
+            return words
+        shown = max(len(heads[name]) for name in layers)
+        return (
+            words
+            + (f", {shown} of" if shown < self.n_heads else ", all")
+            + (f" {self.n_heads} heads")
+        )
 
     def _over(self, layers: Layers) -> str:
         shown, every = sum(w.shape[1] for w in layers.values()), len(self.units)

@@ -20,9 +20,9 @@ from polylab.callbacks.figures.maps import (
 from polylab.callbacks.figures.rows import BAND, Bands, Rows, label_rows
 from polylab.callbacks.figures.style import (
     FONT,
-    MIN_WIDTH,
     MUTED,
     canvas,
+    fit_width,
     heading,
     place,
     text_width,
@@ -80,10 +80,10 @@ class Sheet:
         scales = [*dict.fromkeys(p.scale for p in panels if p.scale is not None)]
         left = self._left()
         inner = sum(p.width for p in panels) + _GAP * (len(panels) - 1)
-        width = max(MIN_WIDTH, left + max(inner, SCALE_WIDTH if scales else 0) + 20)
+        width = fit_width(self.title, left + max(inner, SCALE_WIDTH if scales else 0) + 20)
         lines = wrap(self.shown, width - 2 * _MARGIN)
         header = max(p.header + (20 if p.above else 0) for p in panels)
-        top = 34 + 16 * max(2, len(lines)) + header
+        top = 42 + 16 * max(2, len(lines)) + header
         under = top + self.rows.height + 16
         legend = self.bands.legend_height(width - left - 20) if self.bands else 0
         below = max(SCALE_HEIGHT * len(scales) + legend, 42)
