@@ -14,9 +14,9 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from polylab.callbacks.figures import Truth
-from polylab.callbacks.figures.by_layer import short_layer_names
 from polylab.callbacks.routers import Routers
 from polylab.callbacks.seen import Allocations
+from polylab.callbacks.wording import over, skill_names, weight_words
 from polylab.poly.alignment import N_COMPARED, agreement, align_skills, apply_alignment
 from polylab.poly.statistics import skill_usage
 
@@ -169,8 +169,6 @@ class Subject:
             entropy={name: self.entropy[name][heads] for name in names},
         )
 
-    # Numbers
-
     def similarity(self) -> tuple[Float[np.ndarray, "tasks tasks"], str]:
         """`polylab.poly.statistics.task_similarity` over all layers, and of which it is.
 
@@ -189,7 +187,7 @@ class Subject:
         distance = squareform(pdist(torch.cat(shared, 1).double().numpy(), "cityblock"))
         distance += own[:, None].numpy() + own[None].numpy()
         np.fill_diagonal(distance, 0)
-        return 1 - distance / (2 * heads), self._over(layers)
+        return 1 - distance / (2 * heads), over(self, layers)
 
     def aligned(self) -> Map:
         """The aligned mean over all layers and heads, its columns in the order of `align_skills`.
@@ -200,7 +198,7 @@ class Subject:
         if sum(w.numel() for w in layers.values()) > _ALIGNED_CELLS:
             layers = _spread(layers, N_COMPARED)
         shared = {name: w[..., : self.n_shared] for name, w in layers.items()}
-        over, agree = self._over(layers), float("nan")
+        of, agree = over(self, layers), float("nan")
         if self.n_shared:
             # every layer counts in the choice of a reference, as for `routing=drop:SKILL`
             perms = align_skills({n: shared[o] for n, o in self.of_layers.items() if o in shared})
@@ -208,8 +206,8 @@ class Subject:
             agree = agreement(shared)
         maps = {n: torch.cat([shared[n], layers[n][..., self.n_shared :]], -1) for n in shared}
         mean = torch.cat(list(maps.values()), 1).mean(1)
-        words = over if np.isnan(agree) else f"aligned mean of {over}, agreement {agree:.2f}"
-        return Map(self._relative(mean), self._skills(), f"{self.weight()}, {words}")
+        words = of if np.isnan(agree) else f"aligned mean of {of}, agreement {agree:.2f}"
+        return Map(self._relative(mean), skill_names(self), f"{weight_words(self)}, {words}")
 
     def single(self, layer: str, split: int) -> np.ndarray:
         """`[tasks, columns]` of one (layer, head), its own skills in their own order."""
@@ -228,91 +226,6 @@ class Subject:
         if self.n_private:
             columns.append(weights[:, self.n_shared :].mean(-1, keepdim=True))
         return (torch.cat(columns, -1) * self.n_usable).double().numpy()
-
-    # Words
-
-    def _skills(self) -> list[str]:
-        # the numbers of align_skills, so that `routing=drop:SKILL` takes them
-        names = [f"skill {k}" for k in range(self.n_shared)]
-        return [*names, "private"] if self.n_private else names
-
-    def weight(self) -> str:
-        """What a map shows."""
-        times = f"normalised weight x {self.n_usable}"
-        return f"mean {times} of validation inputs" if self.is_mean else times
-
-    def notes(self) -> list[str]:
-        """What must be known to read any figure of it."""
-        if self.given:
-            return [*self.remarks, self.given]
-        if self.n_usable == 1:
-            return [*self.remarks, "there is one skill, so nothing to choose"]
-        if not self.n_private:
-            return [*self.remarks]
-        own, mean = (
-            (f"its {self.n_private} own ones", "their mean")
-            if self.n_private > 1
-            else ("its own one", "it")
-        )
-        return [
-            *self.remarks,
-            f"a task may use {self.n_shared} shared skills and {own}; 'private' is {mean}",
-        ]
-
-    def layer_names(self) -> dict[str, str]:
-        """Of each router a short name: its layer, or what its layers have in common."""
-        groups: dict[str, list[list[str]]] = {name: [] for name in self.weights}
-        for layer, own in self.of_layers.items():
-            groups[own].append(layer.split("."))
-        common = [_shared_part(own) for own in groups.values()]
-        short = short_layer_names(common) if len({*common}) == len(common) else [*self.weights]
-        return {
-            name: f"{words or 'all layers'} ({len(own)})" if len(own) > 1 else words
-            for (name, own), words in zip(groups.items(), short, strict=True)
-        }
-
-    def part(self, layers: Sequence[str], heads: Mapping[str, Sequence[int]]) -> str:
-        """Which of the layers and heads these are, in words."""
-        what = "routers" if len(self.weights) < self.n_layers else "layers"
-        every = len(layers) == len(self.weights)
-        words = f"{'all ' if every else f'{len(layers)} of '}{len(self.weights)} {what}"
-        if self.n_layers == 1:
-            words = f"layer {layers[0]}"
-        elif len(self.weights) == 1:
-            words = self._over(self.weights)
-        if self.n_heads == 1:
-            return words
-        shown = max(len(heads[name]) for name in layers)
-        return (
-            words
-            + (f", {shown} of" if shown < self.n_heads else ", all")
-            + (f" {self.n_heads} heads")
-        )
-
-    def _over(self, layers: Layers) -> str:
-        shown, every = sum(w.shape[1] for w in layers.values()), len(self.units)
-        if shown < every:
-            return f"{shown} of {every:,} (layer, head) pairs, evenly spaced"
-        routers, heads = len(self.weights), f" x {self.n_heads} heads" if self.n_heads > 1 else ""
-        if self.n_layers == 1:
-            words = f"layer {next(iter(self.weights))}"
-        elif routers == 1:
-            words = f"the one router of all {self.n_layers} layers"
-        elif routers < self.n_layers:
-            words = f"{routers} routers of {self.n_layers} layers"
-        else:
-            words = f"{routers} layers"
-        return words + heads
-
-
-def _shared_part(layers: Sequence[Sequence[str]]) -> str:
-    """The dotted parts that all names begin with."""
-    parts = []
-    for own in zip(*layers, strict=False):
-        if len({*own}) > 1:
-            break
-        parts.append(own[0])
-    return ".".join(parts)
 
 
 def _spread(layers: Layers, most: int) -> Layers:
