@@ -22,7 +22,7 @@ from polylab.callbacks.figures.layers import MOST_HEADS, MOST_PANELS
 from polylab.callbacks.places import Places, column_order, first_order
 from polylab.callbacks.routing_statistics import evenly_spaced
 from polylab.callbacks.subject import Subject
-from polylab.callbacks.wording import layer_names, notes, part, weight_words
+from polylab.callbacks.wording import layer_names, layer_notes, notes, part, weight_words
 
 __all__ = ["Scene", "Start"]
 
@@ -180,6 +180,7 @@ class Scene:
                 f"share of each skill in the {subject.counted} of all tasks x "
                 f"{subject.n_usable}{heads}",
                 "columns are ranks: each layer's own skills from most to least used",
+                *layer_notes(subject),
                 *notes(subject),
             ],
         )
@@ -201,6 +202,7 @@ class Scene:
             shown=[
                 f"share of a task's mixing weight that has moved since {self._start.words}{heads}",
                 "layers in the order of the model",
+                *layer_notes(self._subject),
                 *notes(self._subject),
             ],
             categories=self._categories(),
@@ -226,6 +228,7 @@ class Scene:
                 f"{weight_words(subject)}, {part(subject, layers, heads)}"
                 + (", evenly spaced" if few else ""),
                 "skill k of one map is not skill k of another",
+                *layer_notes(subject),
                 *notes(subject),
             ],
             categories=self._categories(),

@@ -207,6 +207,8 @@ class Subject:
         maps = {n: torch.cat([shared[n], layers[n][..., self.n_shared :]], -1) for n in shared}
         mean = torch.cat(list(maps.values()), 1).mean(1)
         words = of if np.isnan(agree) else f"aligned mean of {of}, agreement {agree:.2f}"
+        if len(self.tasks) == 1 and len(self.units) > 1:
+            words = f"mean of {of}: with one task their skills cannot be aligned"
         return Map(self._relative(mean), skill_names(self), f"{weight_words(self)}, {words}")
 
     def single(self, layer: str, split: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from polylab.callbacks.figures.by_layer import short_layer_names
 if TYPE_CHECKING:
     from polylab.callbacks.subject import Subject
 
-__all__ = ["layer_names", "notes", "over", "part", "skill_names", "weight_words"]
+__all__ = ["layer_names", "layer_notes", "notes", "over", "part", "skill_names", "weight_words"]
 
 _Layers = Mapping[str, Float[Tensor, "tasks splits skills"]]
 
@@ -39,10 +39,10 @@ def notes(subject: Subject) -> list[str]:
         return [*subject.remarks, "there is one skill, so nothing to choose"]
     if not subject.n_private:
         return [*subject.remarks]
-    many = subject.n_private > 1
-    own = f"its {subject.n_private} own ones" if many else "its own one"
-    shared = f"a task may use {subject.n_shared} shared skills and {own}"
-    return [*subject.remarks, f"{shared}; 'private' is {'their mean' if many else 'it'}"]
+    own = "its own one ('private')"
+    if subject.n_private > 1:
+        own = f"its {subject.n_private} own ones ('private' is their mean)"
+    return [*subject.remarks, f"a task may use {subject.n_shared} shared skills and {own}"]
 
 
 def layer_names(subject: Subject) -> dict[str, str]:
@@ -56,6 +56,13 @@ def layer_names(subject: Subject) -> dict[str, str]:
         name: f"{words or 'all layers'} ({len(own)})" if len(own) > 1 else words
         for (name, own), words in zip(groups.items(), short, strict=True)
     }
+
+
+def layer_notes(subject: Subject) -> list[str]:
+    """What must be known of the names of layers."""
+    if 1 < len(subject.weights) < subject.n_layers:
+        return ["(n) behind a name: so many layers share one router"]
+    return []
 
 
 def part(subject: Subject, layers: Sequence[str], heads: Mapping[str, Sequence[int]]) -> str:
