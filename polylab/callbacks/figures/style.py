@@ -164,8 +164,9 @@ def widest(names: Sequence[str], font: float = FONT, *, limit: int = NAME_LIMIT)
 
 
 def text_width(words: str, font: float = FONT, *, bold: bool = False) -> int:
-    """Pixels of a line of words in the font of the figures."""
-    return round(sum(_advance(c, bold) for c in words) * font * DPI / 72)
+    """Pixels of a line of words in the font of the figures, or a little more."""
+    # on the screen each character is a whole number of pixels wide
+    return round(sum(_advance(c, bold) for c in words) * font * DPI / 72 * 1.03)
 
 
 @cache
