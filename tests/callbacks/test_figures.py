@@ -340,7 +340,7 @@ class TestVector:
         save_vector(figure, file)
         assert set(seen[0]) == {f"task_{i}" for i in range(n)}
         assert seen[1] == [n - 1]
-        assert b"/FontFile2" in file.getvalue()  # TrueType: text that can be edited and searched
+        assert b"/ToUnicode" in file.getvalue()  # text, that can be searched and copied
         np.testing.assert_array_equal(pixels(figure), before)
 
     def test_a_notebook_shows_a_figure(self, relative):
