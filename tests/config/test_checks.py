@@ -12,6 +12,7 @@ from polylab.adaptation.methods import METHODS
 from polylab.backbones import loading, quantization
 from polylab.callbacks import (
     AllocationHistory,
+    GradientAlignment,
     Recovery,
     RoutingStatistics,
     SkillFigures,
@@ -74,6 +75,7 @@ BUILT: dict[str, Callable[..., Any]] = {
     "callbacks.routing": RoutingStatistics,
     "callbacks.history": AllocationHistory,
     "callbacks.recovery": Recovery,
+    "callbacks.gradients": GradientAlignment,
     "callbacks.redundancy": SkillRedundancy,
     "callbacks.figures": SkillFigures,
     "callbacks.table": SkillTable,
