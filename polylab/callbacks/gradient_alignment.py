@@ -216,7 +216,7 @@ def mean_pairwise(cosines: Float[Tensor, "layers tasks tasks"]) -> float:
 def _cosines(g: Float[Tensor, "tasks parameters"]) -> Float[Tensor, "tasks tasks"]:
     length = torch.linalg.vector_norm(g, dim=1)
     unit = g / torch.where(length > 0, length, torch.nan)[:, None]
-    return unit @ unit.T
+    return (unit @ unit.T).clamp(-1, 1)  # beyond it by rounding
 
 
 def _trained_banks(model: PolyModel) -> dict[str, list[Tensor]]:

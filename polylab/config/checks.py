@@ -128,7 +128,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
     if not problems:  # what only makes sense of valid numbers
-        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_packing(cfg)]
+        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_gradients(cfg), *_packing(cfg)]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -202,6 +202,16 @@ def _monitor(cfg: DictConfig) -> Iterator[str]:
             f"callbacks.checkpoint.monitor={monitor} with module.generate_every_n_validations=0: "
             "nothing is generated before the last step · set callbacks.checkpoint.monitor=val/loss "
             "and callbacks.checkpoint.mode=min, or generate every few validations"
+        )
+
+
+def _gradients(cfg: DictConfig) -> Iterator[str]:
+    """What is compared must be trained."""
+    node, trained = (OmegaConf.select(cfg, k) for k in ("callbacks.gradients", "adapter.trainable"))
+    if node and trained == "router":
+        yield (
+            "callbacks=gradients with adapter.trainable=router: gradients of the skills are "
+            "compared, and they are frozen · use callbacks=default, or train the skills"
         )
 
 

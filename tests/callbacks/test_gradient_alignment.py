@@ -76,6 +76,7 @@ class TestNumbers:
         assert [step for step, _ in series] == [2, 4, 5]
         assert series[-1][1] == pytest.approx(mean, abs=1e-5)
         assert callback.tasks == [0, 1, 2, 3, 4]
+        assert np.abs(callback.matrix).max() <= 1
         names = {f.name for f in (tmp_path / "figures").iterdir()}
         steps = {f"grad_alignment-step{step:06d}.png" for step in (2, 4, 5)}
         assert names == steps | {"grad_alignment.png"}

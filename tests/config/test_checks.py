@@ -175,6 +175,15 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_gradients_of_frozen_skills_are_refused() -> None:
+    callbacks = {"callbacks": {"gradients": {"max_tasks": 3}}}
+    cfg = OmegaConf.create({**FINE, **callbacks})
+    check_config(cfg)
+    OmegaConf.update(cfg, "adapter.trainable", "router", force_add=True)
+    with pytest.raises(ConfigError, match=r"callbacks=gradients with adapter\.trainable=router"):
+        check_config(cfg)
+
+
 def test_the_best_weights_are_chosen_by_what_is_known_in_training() -> None:
     given = {"module": {"generate_every_n_validations": 0}}
     monitor = {"callbacks": {"checkpoint": {"monitor": "val/exact_match", "mode": "max"}}}
