@@ -16,6 +16,7 @@ __all__ = ["Verdict", "findings", "judge", "margin", "verdict"]
 
 MARGIN = 0.01  # of a score from 0 to 1
 LOSS_MARGIN = 0.05  # share of the learned loss
+_ENOUGH = 5  # examples of a task: of one, every resample is the same
 _CLEAR, _WEAK = 0.5, 0.2  # correlations
 
 
@@ -91,7 +92,7 @@ _ROWS_ROUTED = "another example's"  # what an input router is given instead of a
 
 def findings(study: Study) -> list[str]:
     """What was found, a sentence each."""
-    said = []
+    said = _caution(study)
     for routing, words in _SAYS.items():
         if routing in study.routings:
             found, by_loss = judge(study, routing)
@@ -104,6 +105,17 @@ def findings(study: Study) -> list[str]:
     elif study.note:
         said.append(f"No knock-out: {study.note}")
     return said
+
+
+def _caution(study: Study) -> list[str]:
+    """What to know of the intervals before they are read."""
+    each = study.n_examples / len(study.effects.tasks)
+    if each >= _ENOUGH:
+        return []
+    return [
+        f"The intervals are too narrow: they resample each task's examples, of which there are "
+        f"{each:.3g} on average; {_ENOUGH} or more are needed."
+    ]
 
 
 def _evidence(study: Study, routing: str) -> str:

@@ -1,5 +1,7 @@
 """Scores of the same examples under several routings: means, paired intervals, what is said."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +155,14 @@ def test_the_loss_speaks_where_the_score_is_silent(score, loss, wanted):
     assert judge(study, "uniform") == wanted
     assert ("worse" in study.findings()[0]) == (wanted[0] is Verdict.WORSE)
     assert (", by the loss alone: m" in study.findings()[0]) == wanted[1]
+
+
+def test_few_examples_are_said():
+    study = _study(["uniform"], change=np.zeros((3, 1, 2)))
+    assert len(study.findings()) == 1
+    few = dataclasses.replace(study, n_examples=3)
+    assert "too narrow" in few.findings()[0]
+    assert "of which there are 1.5 on average; 5 or more" in few.findings()[0]
 
 
 def test_findings():
