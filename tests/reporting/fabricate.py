@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,7 @@ def allocations(
     weights, gates = {}, {}
     for layer in range(layers):
         name = f"encoder.block.{layer}.layer.0.SelfAttention.q"
-        own = np.stack(
-            [logits[:, rng.permutation(skills)] for _ in range(heads)], axis=1
-        )  # t q s
+        own = np.stack([logits[:, rng.permutation(skills)] for _ in range(heads)], axis=1)  # t q s
         z = 1 / (1 + np.exp(-sharpness * (own + 0.3 * rng.normal(size=own.shape))))
         gates[name], weights[name] = z, z / z.sum(-1, keepdims=True)
     return weights, gates
@@ -105,7 +104,11 @@ def _metrics(rng: np.random.Generator, tasks: Sequence[str]) -> dict[str, Any]:
     sure = {t: {m: [v - 0.1, v + 0.05] for m, v in own.items()} for t, own in scores.items()}
     macro = {m: float(np.mean([own[m] for own in scores.values()])) for m in METRICS}
     losses = {t: {"loss": float(rng.uniform(0.01, 2)), **own} for t, own in scores.items()}
-    intervals = {"level": 0.95, "tasks": sure, "macro": {m: [v - 0.02, v + 0.02] for m, v in macro.items()}}
+    intervals = {
+        "level": 0.95,
+        "tasks": sure,
+        "macro": {m: [v - 0.02, v + 0.02] for m, v in macro.items()},
+    }
     test = {"loss": 0.4, "macro": macro, "tasks": losses, "intervals": intervals}
     families = {t: [t.split("_")[0]] for t in tasks}
     return {"test": test, "task_categories": families, "checkpoint": "best", "seconds": 83.5,
@@ -116,10 +119,14 @@ def _write_history(folder: Path, rng: np.random.Generator, *, last: int) -> None
     lines = []
     for step in range(10, last + 1, 10):
         fall = float(np.exp(-step / 60))
-        line = {"step": step, "seconds": step * 0.1, "train/loss": 0.3 + 2 * fall + 0.1 * rng.random()}
+        line = {
+            "step": step,
+            "seconds": step * 0.1,
+            "train/loss": 0.3 + 2 * fall + 0.1 * rng.random(),
+        }
         if step % 50 == 0:
-            line |= {"val/loss": 0.4 + 2 * fall, "val/exact_match": 0.8 * (1 - fall),
-                     "routing/entropy": 0.6 + 0.4 * fall, "routing/discreteness": 0.7 * (1 - fall)}  # fmt: skip
+            line |= {"val/loss": 0.4 + 2 * fall, "val/exact_match": 0.8 * (1 - fall)}
+            line |= {"routing/entropy": 0.6 + 0.4 * fall, "routing/discreteness": 0.7 - fall / 2}
         lines.append(json.dumps(line) + "\n")
     (folder / "history.jsonl").write_text("".join(lines))
 
@@ -142,13 +149,30 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text(text.getvalue())
 
 
-def write_sweep(folder: Path, *, jobs: int, tasks: Sequence[str], failed: Sequence[int] = ()) -> None:
-    """A sweep over skills and seeds; each job is a small run of its own."""
+def write_sweep(
+    folder: Path,
+    *,
+    jobs: int,
+    tasks: Sequence[str],
+    failed: Sequence[int] = (),
+    same: int | None = None,
+) -> None:
+    """A sweep over skills and seeds; each job is a small run of its own.
+
+    Args:
+        folder: Of the sweep.
+        jobs: How many.
+        tasks: Names.
+        failed: Jobs that failed before they wrote anything.
+        same: Write so many runs, and copies of them for the other jobs.
+    """
     rng, rows = np.random.default_rng(0), []
     for job in range(jobs):
         skills, lost = (3, 4)[job % 2], job in failed
         place = folder / f"{job:03d}"
-        if not lost:
+        if same is not None and job >= 2 * same:
+            shutil.copytree(folder / f"{job % (2 * same):03d}", place)
+        elif not lost:
             write_run(place, tasks=tasks, skills=skills, seed=job, layers=2, steps=(0, 100))
         score = "" if lost else round(float(rng.uniform(0.4, 0.9)), 4)
         rows.append({

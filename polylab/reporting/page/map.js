@@ -99,7 +99,7 @@ class HeatMap {
   // Rows `first` to `last`; row i begins at `offset + i * height of a row`.
   paint(pen, size, { first, last, offset, bottom, theme }) {
     const { view } = this;
-    const colour = colourOf(view.kind, theme.name, view.limit);
+    const colours = columnColours(view, theme.name);
     const y = (place) => offset + place * size.row;
     const seam = size.row >= 9 && size.column >= 9 ? 1 : 0;
     pen.save();
@@ -112,7 +112,7 @@ class HeatMap {
       for (let c = 0; c < columns.length; c++) {
         const value = view.value(view.rows[i], c);
         if (value === null || Number.isNaN(value)) continue;
-        pen.fillStyle = colour(value);
+        pen.fillStyle = colours[c](value);
         pen.fillRect(columns[c], y(i), size.column - seam, size.row - seam);
       }
     }

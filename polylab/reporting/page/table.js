@@ -79,8 +79,17 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
 
   let before = false;
   prints.push({
-    before: () => { before = state.all; state.all = true; fill(); },
-    after: () => { state.all = before; fill(); },
+    before: () => {
+      before = state.all;
+      if (!node.isConnected || node.closest("details:not([open])")) return;
+      state.all = true;
+      fill();
+    },
+    after: () => {
+      if (state.all === before) return;
+      state.all = before;
+      fill();
+    },
   });
   fill();
   return { node, mark, controls: [filter.node, count, more] };
