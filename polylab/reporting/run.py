@@ -68,7 +68,7 @@ def _facts(
 ) -> list[list[Any]]:
     known = dict(flat(config))
     seconds, parameters = number(metrics.get("seconds")), metrics.get("trainable_parameters")
-    size = allocation or {}
+    size, commit = allocation or {}, environment.get("commit")
     facts = {
         "backbone": known.get("backbone.name_or_path"),
         "adapter": known.get("adapter.poly_type"),
@@ -84,7 +84,7 @@ def _facts(
         "time": None if seconds is None else _duration(seconds),
         "device": environment.get("device"),
         "started": environment.get("started"),
-        "commit": environment.get("commit"),
+        "commit": None if commit is None else str(commit)[:12],
     }
     return [[name, value] for name, value in facts.items() if value is not None]
 

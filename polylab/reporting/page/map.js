@@ -39,7 +39,7 @@ class HeatMap {
     pen.font = FONT;
     const widest = (texts) => texts.reduce((most, text) => Math.max(most, pen.measureText(text).width), 0);
     const some = rows.length > 500 ? rows.filter((_, i) => i % 7 === 0) : rows;
-    const nameWidth = Math.min(230, Math.max(40, widest(some.map((row) => names[row])) + 12));
+    const nameWidth = Math.min(280, Math.max(40, widest(some.map((row) => names[row])) + 12));
     const treeWidth = tree ? Math.min(230, Math.max(90, available * 0.2)) : 0;
     const gaps = GAP * (Math.max(1, groups?.length ?? 1) - 1);
     const left = treeWidth + nameWidth + 8;
