@@ -26,9 +26,9 @@ from polylab.evaluating.choices import (
     check_choices,
     check_folder,
     chosen_tasks,
+    evaluation_config,
     is_study,
 )
-from polylab.evaluating.preparation import evaluation_config, prepare
 from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
 from polylab.runs import label_sets, load_run, read_run, task_names
 from polylab.terminal.outcome import say_outcome
@@ -79,6 +79,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     model, backbone = load_run(Path(cfg.run), config, trust_code=cfg.trust_code)
     neighbours = route_unknown(cfg, config, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
+    from polylab.evaluating.preparation import prepare
+
     evaluation = prepare(
         config,
         model,
@@ -195,7 +197,7 @@ def run_study(
     from polylab.evaluating.output import show, write
 
     if cfg.routing == STUDY:
-        routings, note = study_routings(evaluation.model)
+        routings, note = study_routings(evaluation)
     else:
         routings, note = with_learned(cfg.routing), None
     for routing in routings:

@@ -14,8 +14,14 @@ from polylab.backbones import Backbone
 from polylab.config.errors import ConfigError
 from polylab.config.files import folder_names
 from polylab.evaluating.asking import study, study_routings, with_learned
-from polylab.evaluating.choices import SPLITS, chosen_tasks, routing_problems, unknown
-from polylab.evaluating.preparation import Evaluation, evaluation_config, prepare
+from polylab.evaluating.choices import (
+    SPLITS,
+    chosen_tasks,
+    evaluation_config,
+    routing_problems,
+    unknown,
+)
+from polylab.evaluating.preparation import Evaluation, prepare
 from polylab.parts import quiet_libraries, read_tasks
 from polylab.training.journal import Journal
 
@@ -106,5 +112,5 @@ def _prepared(
 
 def _chosen(evaluation: Evaluation, routings: Sequence[str] | None) -> tuple[list[str], str | None]:
     if routings is None:
-        return study_routings(evaluation.model)
+        return study_routings(evaluation)
     return with_learned(routings), None

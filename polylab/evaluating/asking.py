@@ -17,18 +17,18 @@ from polylab.evaluating.scores import LOSS, Asked, Scores, effects, metric_names
 from polylab.evaluating.study import Allocation, Study, dropped_skills
 
 if TYPE_CHECKING:
-    from polylab import PolyModel
     from polylab.training.journal import Answers, Journal
 
 __all__ = ["choose_metric", "study", "study_routings", "with_learned"]
 
 
-def study_routings(model: PolyModel) -> tuple[list[str], str | None]:
+def study_routings(evaluation: Evaluation) -> tuple[list[str], str | None]:
     """What a study compares, and why it takes no skills away, where it does not.
 
     Raises:
         ConfigError: If there is no routing to change.
     """
+    model = evaluation.model
     config = model.config_of(model.active_adapter)
     if config.bank_size < 2:
         raise ConfigError(
@@ -39,7 +39,7 @@ def study_routings(model: PolyModel) -> tuple[list[str], str | None]:
         found.remove("shuffled")
     drops = [f"drop:{k}" for k in range(config.bank_size)]
     try:
-        with model.routing(drops[0]):
+        with evaluation.routed(drops[0]):
             return [*found, *drops], None
     except ValueError as error:
         return found, str(error)
@@ -117,7 +117,7 @@ def study(
         chosen,
         LOSS if metric is None else chosen,
         n_examples,
-        allocation=_allocation(evaluation.model, scores, dropped_skills(routings)),
+        allocation=_allocation(evaluation, scores, dropped_skills(routings)),
         by_input=evaluation.model.is_input_routed,
         note=note,
         result=result,
@@ -125,8 +125,8 @@ def study(
     )
 
 
-def _allocation(model: PolyModel, scores: Scores, skills: Sequence[int]) -> Allocation | None:
-    return Allocation.of(model, np.unique(scores.tasks)) if skills else None
+def _allocation(evaluation: Evaluation, scores: Scores, skills: Sequence[int]) -> Allocation | None:
+    return Allocation.of(evaluation.allocations, np.unique(scores.tasks)) if skills else None
 
 
 def _count_tasks(asked: Sequence[Asked]) -> int:

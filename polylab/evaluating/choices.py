@@ -99,3 +99,36 @@ def chosen_tasks(names: str | Sequence[str] | None, source: ReadTasks | None) ->
     tasks = [task for task in collection.tasks if task.name in wanted]
     skills = {n: v for n, v in (collection.skills or {}).items() if n in wanted} or None
     return ReadTasks(replace(collection, tasks=tasks, skills=skills))
+
+
+def evaluation_config(
+    config: DictConfig,
+    *,
+    split: str,
+    examples_per_task: int | None = None,
+    batch_size: int | None = None,
+    **trainer: Any,
+) -> DictConfig:
+    """A run's configuration on one device, with all predictions.
+
+    Args:
+        config: The run's.
+        split: `test`, `validation` or `train`.
+        examples_per_task: Bounds the split; None is as in the run.
+        batch_size: None is the run's.
+        trainer: What else is changed of it; None leaves a value.
+    """
+    changes: dict[str, Any] = {
+        "trainer": {"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False}
+        | {name: value for name, value in trainer.items() if value is not None},
+        "module": {"predictions_per_task": None},
+        "data": {},
+    }
+    if batch_size is not None:
+        changes["data"]["eval_batch_size"] = batch_size
+    if examples_per_task is not None:
+        key = "test_examples_per_task" if split == "test" else "eval_examples_per_task"
+        changes["data"][key] = examples_per_task
+    merged = OmegaConf.merge(config, changes)
+    assert isinstance(merged, DictConfig)
+    return merged

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from polylab import PolyModel
+    from polylab.callbacks.seen import Allocations
 
 __all__ = ["Allocation", "Study", "dropped_skills", "sign"]
 
@@ -42,16 +42,16 @@ class Allocation:
     order: list[int]
 
     @staticmethod
-    def of(model: PolyModel, tasks: Int[ndarray, " tasks"]) -> Allocation:
+    def of(found: Allocations, tasks: Int[ndarray, " tasks"]) -> Allocation:
         """Of the tasks with these ids.
 
         Raises:
-            ValueError: If tasks have no weights of their own, or none that can be aligned.
+            ValueError: If the layers cannot be aligned.
         """
-        weights = {n: w.detach().float().cpu() for n, w in model.task_weights().items()}
-        mean, agreement = aligned_mean(weights)
-        similarity = task_similarity({name: w[tasks] for name, w in weights.items()}).numpy()
-        relative = (mean[tasks] * mean.shape[1]).numpy()
+        mean, agreement = aligned_mean(found.weights)
+        rows = [found.task_ids.index(task) for task in tasks.tolist()]
+        similarity = task_similarity({name: w[rows] for name, w in found.weights.items()}).numpy()
+        relative = (mean[rows] * mean.shape[1]).numpy()
         return Allocation(relative, agreement, _order(similarity))
 
 

@@ -59,7 +59,8 @@ class Subject:
         n_tasks: Number of tasks.
         task_names: Names by id, where known.
         skill_counts: Number of skills of each layer, by its name.
-        task_weights: The learned weights by layer; called for `drop:SKILL` only.
+        task_weights: Weights of tasks by layer; called for `drop:SKILL` only.
+        can_match: Whether there are any, to match the skills of layers by.
     """
 
     router: Router
@@ -67,6 +68,7 @@ class Subject:
     task_names: Sequence[str] | None
     skill_counts: Mapping[str, int]
     task_weights: Callable[[], Mapping[str, Float[Tensor, "tasks splits skills"]]]
+    can_match: bool
 
 
 def parse_intervention(spec: str, subject: Subject) -> Intervention | None:
@@ -161,10 +163,11 @@ def _dropped_skills(
     if where:
         layer = _find_layer(where, subject)
         return {layer: _skill_index(skill, subject.skill_counts[layer])}
-    if not subject.router.needs_task_ids and subject.router.reads:
+    if not subject.can_match:
         raise ValueError(
             f"routing 'drop:{skill}': skills of different layers are matched by their tasks, and "
-            "this adapter is not routed by task. Give drop:LAYER/SKILL."
+            "this adapter is routed by the input. Give drop:LAYER/SKILL, or task_weights=, mean "
+            "weights of some tasks' examples."
         )
     if isinstance(subject.router, CPolyRouter):
         raise ValueError(

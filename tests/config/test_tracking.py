@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from polylab.config.errors import ConfigError
-from polylab.config.tracking import finished_logger, has_credentials, sync_line, wandb_mode
+from polylab.config.tracking import finished_logger, has_credentials, offline_run, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +71,8 @@ def test_other_loggers_end_without_wandb(monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise ValueError("the run's own error")
 
 
-def test_the_line_that_says_how_to_sync(tmp_path: Path) -> None:
-    assert sync_line(tmp_path) is None
+def test_the_run_that_waits_for_a_sync(tmp_path: Path) -> None:
+    assert offline_run(tmp_path) is None
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
-    assert sync_line(tmp_path) == f"W&B is offline · upload later with: wandb sync {run}"
+    assert offline_run(tmp_path) == run

@@ -198,12 +198,20 @@ def test_a_router_by_input(
 ) -> None:
     done = evaluate(named("mope"), "routing=study", "answers=false", BOUND, "batch_size=6")
     assert done.code == 0, done.err
-    assert _written(tmp_path / "out") == [
-        *("config.yaml", "findings.txt", "interventions.csv", "metrics.json")
+    folder = tmp_path / "out"
+    assert _written(folder) == [
+        *("config.yaml", "figures", "findings.txt", "interventions.csv", "knockout.csv"),
+        "metrics.json",
     ]
-    table = pd.read_csv(tmp_path / "out" / "interventions.csv")
-    assert table.routing.tolist() == ["learned", "rounded", "top1", "uniform", "shuffled"]
-    assert "another example's allocation" in (tmp_path / "out" / "findings.txt").read_text()
-    assert "No knock-out: routing 'drop:0': skills of different layers" in " ".join(
-        done.out.split()
-    )
+    table = pd.read_csv(folder / "interventions.csv")
+    assert table.routing.tolist() == ALL
+    assert "another example's allocation" in (folder / "findings.txt").read_text()
+    cells = pd.read_csv(folder / "knockout.csv")
+    sums = cells.groupby("task").allocation.sum()
+    assert sums.tolist() == pytest.approx([3, 3, 3], rel=1e-5)
+    assert evaluate(named("mope"), "routing=drop:1", "answers=false", BOUND, out="one").code == 0
+    single = json.loads((tmp_path / "one" / "metrics.json").read_text())["test"]["tasks"]
+    learned = json.loads((folder / "metrics.json").read_text())["test"]["tasks"]
+    for task, change in cells[cells.skill == 1][["task", "change"]].itertuples(index=False):
+        wanted = single[task]["loss"] - learned[task]["loss"]
+        assert change == pytest.approx(wanted, rel=1e-4, abs=1e-6)
