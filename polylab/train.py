@@ -17,13 +17,13 @@ from polylab.config.checks import check_config
 from polylab.config.ddp import clean_environment, is_child
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
-from polylab.config.files import write_config, write_json
+from polylab.config.files import read_json, write_config, write_json
 from polylab.config.help import help_text
 from polylab.config.launch import job_folder, launch, sweep_folder
-from polylab.config.tracking import finished_logger
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
 from polylab.terminal.outcome import say_outcome, split_results
+from polylab.tracked import finished_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -75,11 +75,12 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
-        with finished_logger(parts.logger):
+        with finished_logger(parts.logger, folder=folder):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
+                track_results(parts, folder=folder, kept=kept)
         if lead:
             say_outcome(folder, commands=True)
         return optimized_value(parts, cfg.optimized_metric)
@@ -157,6 +158,18 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
         trainable_parameters=count_trainable(parts.module),
         recovery=next(filter(None, recoveries), None),
     )
+
+
+def track_results(parts: Parts, *, folder: Path, kept: str) -> None:
+    """Log the adapter, the final figures and the scores as an artifact, where W&B tracks."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    if isinstance(parts.logger, WandbLogger):
+        from polylab.tracking import log_run_artifact
+
+        metrics = read_json(folder / "metrics.json")
+        scores = {split: (metrics.get(split) or {}).get("macro", {}) for split in ("val", "test")}
+        log_run_artifact(parts.logger, folder, kept=kept, metadata=scores)
 
 
 def optimized_value(parts: Parts, key: str) -> float | None:
