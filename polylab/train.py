@@ -22,13 +22,15 @@ from polylab.config.help import help_text
 from polylab.config.launch import job_folder, launch, sweep_folder
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
-from polylab.terminal.outcome import say_outcome, split_results
+from polylab.terminal.outcome import say_outcome, split_results, stopped_line
 from polylab.tracked import finished_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 log = logging.getLogger("polylab")
+
+_BY_SIGTERM = 143  # as a shell reports it: 128 + 15
 
 
 def main() -> None:
@@ -104,10 +106,17 @@ def fit_and_test(parts: Parts, *, folder: Path, ckpt_path: str | None) -> str:
 
     Returns:
         Which weights these are, `best` or `last`; the module holds them.
+
+    Raises:
+        SystemExit: With a code, if a signal ends the training.
     """
     trainer, module, data = parts.trainer, parts.module, parts.data
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to ctrl-C, and to SIGTERM without a code
+        if trainer.is_global_zero:
+            log.error(stopped_line(folder, steps=trainer.global_step))
+        raise SystemExit(stop.code or _BY_SIGTERM) from None
     finally:
         save_mix(parts, folder=folder)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
