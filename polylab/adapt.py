@@ -15,7 +15,9 @@ from polylab.config.ddp import clean_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
 from polylab.config.files import write_config, write_json
 from polylab.config.help import ADAPT_GROUPS, ADAPT_HELP, help_text
+from polylab.config.jobs import recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
+from polylab.config.sweeps import closing_sweep
 
 if TYPE_CHECKING:
     from polylab.adaptation.table import Results
@@ -25,9 +27,15 @@ log = logging.getLogger("polylab")
 
 def main() -> None:
     """Run the command line."""
-    launch(task, config_name="adapt", help_text=lambda: help_text(ADAPT_HELP, groups=ADAPT_GROUPS))
+    with closing_sweep():
+        launch(
+            task,
+            config_name="adapt",
+            help_text=lambda: help_text(ADAPT_HELP, groups=ADAPT_GROUPS),
+        )
 
 
+@recorded
 def task(cfg: DictConfig) -> None:
     """Run one job; a mistake of the user ends a single one with one line, and fails a sweep's job.
 

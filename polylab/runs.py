@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from polylab import PolyModel
     from polylab.backbones import Backbone
+    from polylab.evaluating.study import Study
 
 __all__ = [
     "Run",
@@ -128,6 +129,48 @@ class Run:
         from polylab.answering import label_probabilities
 
         return label_probabilities(self, texts, task=task)
+
+    def study(
+        self,
+        routings: Sequence[str] | None = None,
+        *,
+        split: str = "test",
+        examples_per_task: int | None = 16,
+        tasks: Sequence[str] | None = None,
+        answers: bool = True,
+        metric: str | None = None,
+    ) -> "Study":
+        """What changes when the routing is changed, on the same examples of the run's own data.
+
+        As `python -m polylab.evaluate run=RUN_DIR routing=study`, but with the weights as they are
+        in `model`, without mixed precision.
+
+        Args:
+            routings: Such as `["uniform", "drop:3"]`; all of a study if None. `learned` is added.
+            split: `test`, `validation` or `train`.
+            examples_per_task: At most so many; None is as in the run.
+            tasks: Only these.
+            answers: False takes the loss only, which is much cheaper.
+            metric: As `metric=` of the command.
+
+        Returns:
+            With `interventions` and `knockout` as data frames, `findings()` and `figure()`.
+
+        Raises:
+            ValueError: If a routing, the split, a task or the metric is unknown, or the data are
+                not there any more.
+        """
+        from polylab.studying import study_run
+
+        return study_run(
+            self,
+            routings,
+            split=split,
+            examples_per_task=examples_per_task,
+            tasks=tasks,
+            answers=answers,
+            metric=metric,
+        )
 
 
 def load(

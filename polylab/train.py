@@ -19,7 +19,9 @@ from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
 from polylab.config.files import read_json, write_config, write_json
 from polylab.config.help import help_text
+from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
+from polylab.config.sweeps import closing_sweep
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
 from polylab.terminal.outcome import say_outcome, split_results, stopped_line
@@ -35,9 +37,11 @@ _BY_SIGTERM = 143  # as a shell reports it: 128 + 15
 
 def main() -> None:
     """Run the command line."""
-    launch(task, config_name="train", help_text=help_text)
+    with closing_sweep():
+        launch(task, config_name="train", help_text=help_text)
 
 
+@recorded
 def task(cfg: DictConfig) -> float | None:
     """Run one job; a mistake of the user ends a single run with one line, and fails a sweep's job.
 
@@ -63,8 +67,9 @@ def run(cfg: DictConfig) -> float | None:
         ConfigError: If the configuration, data, backbone or adapter is not valid; nothing has been
             written then.
     """
-    check_config(cfg)
     folder, started = job_folder(), time.perf_counter()
+    pick_up(cfg, folder)
+    check_config(cfg)
     with clean_environment():
         parts = build_parts(cfg, folder=folder)
         lead = parts.trainer.is_global_zero

@@ -17,7 +17,9 @@ ARROWS: dict[str, set[str]] = {
     "training": {"poly"},
     "callbacks": {"poly", "training"},
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
-    "evaluating": {"backbones", "callbacks", "config", "data", "parts", "poly", "training"},
+    "evaluating": {
+        *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal", "training")
+    },
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
     "reporting": {"callbacks", "poly"},

@@ -19,6 +19,7 @@ from polylab.config.errors import ConfigError, report_errors
 from polylab.config.experiments import register_experiments
 from polylab.config.files import register_resolvers
 from polylab.config.paths import config_folder
+from polylab.config.progress import job_number
 from polylab.config.schema import register_schemas
 from polylab.config.streams import make_printable
 from polylab.config.suggest import hint, listing
@@ -52,6 +53,7 @@ def register(*, others: list[Path] | None = None) -> None:
     """Tell Hydra our schemas, resolvers and recipes; needed before anything is composed."""
     register_schemas()
     register_resolvers()
+    OmegaConf.register_new_resolver("job_number", job_number, replace=True)
     register_experiments(others=[config_folder("conf")] if others is None else others)
 
 

@@ -1,61 +1,60 @@
-"""What a sweep leaves behind: one `results.csv` with a row for every job, failed ones included."""
+"""What a sweep leaves behind: one `results.csv` with a row for every job, failed ones included.
+
+Each job writes `JOB/.hydra/result.json`; the table is gathered from these files whenever a job
+starts or ends, so that it is right when a later job or the whole sweep dies.
+"""
 
 import csv
 import io
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from filelock import FileLock, Timeout
 
-from polylab.config.errors import cause_line
-from polylab.config.files import read_json, write_json, write_text
+from polylab.config.files import read_json, write_text
 
 RESULT = "result.json"
+TABLE = "results.csv"
+HISTORY = "history.jsonl"
+# overrides come after the first of these, metrics before the second
+FIRST, LAST = (
+    ("job", "folder", "status"),
+    ("trainable_parameters", "seconds", "commit", "started", "error"),
+)
+ROUTING = tuple(
+    f"routing/{name}"
+    for name in (
+        *("entropy", "discreteness", "density", "usage_entropy", "effective_skills"),
+        *("mutual_information", "recovery"),
+    )
+)
 
 
-class SweepResults(Callback):
-    """Write `JOB/.hydra/result.json` after every job and gather them in `SWEEP/results.csv`.
-
-    The table is rewritten after every job, so that it is right when a later job or the whole
-    sweep dies. Hydra calls `on_job_end` where the job ran, under every launcher.
-    """
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN:
-            return
-        folder = Path(config.hydra.runtime.output_dir)
-        sweep = Path(str(config.hydra.sweep.dir)).absolute()
-        write_json(folder / ".hydra" / RESULT, job_result(config, job_return, folder=folder))
-        collect(sweep)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        table = collect(Path(str(config.hydra.sweep.dir)).absolute())
-        print(f"results of the sweep: {table}")
+def job_lock(folder: Path) -> FileLock:
+    """Return the lock that a job holds as long as its process lives."""
+    return FileLock(folder / ".hydra" / "running.lock")
 
 
-def job_result(config: DictConfig, job_return: JobReturn, *, folder: Path) -> dict[str, Any]:
-    """Return what one job was asked (its overrides) and what came out."""
-    overrides: list[str] = list(config.hydra.overrides.task)
-    result: dict[str, Any] = {
-        "job": int(config.hydra.job.num),
-        "status": "completed" if job_return.status == JobStatus.COMPLETED else "failed",
-        "overrides": dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o),
-        "metrics": {},
-        "error": "",
-    }
-    if job_return.status != JobStatus.COMPLETED:
-        result["error"] = cause_line(job_return._return_value)
-    metrics = folder / "metrics.json"
-    if metrics.is_file():
-        result["metrics"] = flat_metrics(read_json(metrics))
-    return result
+def as_mapping(overrides: Sequence[str]) -> dict[str, str]:
+    """Return `{"adapter.n_skills": "4"}` from `adapter.n_skills=4`, deletions left out."""
+    return dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the scores of a finished run or adaptation, and its last routing statistics."""
+    found: dict[str, Any] = {}
+    for name in ("metrics.json", "summary.json"):
+        if (folder / name).is_file():
+            found |= flat_metrics(read_json(folder / name))
+    return {**found, **_last_logged(folder / HISTORY)} if found else {}
 
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return `{"test/exact_match": ...}`: the macro metrics and plain numbers, no single tasks."""
+    if "mean_of_medians" in metrics:  # of an adaptation
+        return {prefix.replace("metrics", "test"): metrics["mean_of_medians"]}
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
         if key == "tasks":
@@ -68,22 +67,79 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def collect(sweep: Path) -> Path:
-    """Write `sweep/results.csv` from the results of its jobs, in job order, and return its path."""
-    files = sweep.glob(f"*/.hydra/{RESULT}")
-    results = [(f, read_json(f)) for f in files]
-    results.sort(key=lambda pair: pair[1]["job"])
-    rows = [_row(result, folder=file.parent.parent.name) for file, result in results]
-    # a column's place is that of its first appearance; the error comes last
-    columns = [c for c in dict.fromkeys(key for row in rows for key in row) if c != "error"]
-    table = sweep / "results.csv"
-    write_text(table, _csv(rows, columns=[*columns, "error"]))
-    return table
+def _last_logged(path: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:  # torn by a killed process
+            continue
+        found |= {key: values[key] for key in ROUTING if key in values}
+    return found
 
 
-def _row(result: dict[str, Any], *, folder: str) -> dict[str, Any]:
-    head = {"job": result["job"], "folder": folder, "status": result["status"]}
-    return head | result["overrides"] | result["metrics"] | {"error": result["error"]}
+def read_results(sweep: Path) -> list[dict[str, Any]]:
+    """Return what the jobs under `sweep` have written, in job order, each with its `folder`.
+
+    A job whose process died without a word has the status `killed`.
+    """
+    results = []
+    files = [*sweep.glob(f"*/.hydra/{RESULT}"), *sweep.glob(f"*/*/.hydra/{RESULT}")]
+    for file in files:  # two levels: a folder's name may be made of overrides, with a slash
+        folder = file.parent.parent
+        result = read_json(file) | {"folder": folder.relative_to(sweep).as_posix()}
+        if result["status"] == "running" and not _is_running(folder):
+            result = read_json(file) | {"folder": result["folder"]}  # it may just have ended
+            result["status"] = {"running": "killed"}.get(result["status"], result["status"])
+        results.append(result)
+    return sorted(results, key=lambda result: (result["job"], result["folder"]))
+
+
+def _is_running(folder: Path) -> bool:
+    lock = job_lock(folder)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def collect(sweep: Path) -> list[dict[str, Any]]:
+    """Write `sweep/results.csv` from the results of its jobs, and return these.
+
+    One process at a time: of two that end together, the later one writes what both have read.
+    """
+    with FileLock(sweep / ".results.lock"):
+        results = read_results(sweep)
+        rows = [_row(result) for result in results]
+        write_text(sweep / TABLE, _csv(rows, columns=list(_columns(results))))
+    return results
+
+
+def _columns(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the columns; an override's or a metric's place is that of its first appearance."""
+    overrides, metrics = (
+        dict.fromkeys(key for result in results for key in result[part])
+        for part in ("overrides", "metrics")
+    )
+    yield from dict.fromkeys(
+        [
+            *FIRST,
+            *(key for key in overrides if key != "seed"),
+            "seed",
+            *(key for key in metrics if key not in LAST),
+            *LAST,
+        ]
+    )
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    own = {key: result.get(key, "") for key in (*FIRST, "seed", *LAST)}
+    metrics = result["metrics"]
+    own["trainable_parameters"] = metrics.get("trainable_parameters", "")
+    return {**metrics, **result["overrides"], **own}
 
 
 def _csv(rows: list[dict[str, Any]], *, columns: list[str]) -> str:

@@ -143,7 +143,7 @@ class EvaluatedModule(LightningModule):
         )
 
     def _ask(self, batch: dict[str, Any]) -> Answers:
-        found = self._example_losses(batch)
+        found = self.example_losses(batch)
         if not self.generates:
             return Answers(found.losses, found.tokens, [], [])
         texts = self.generate_texts(batch, encoded=found.encoded)
@@ -178,7 +178,7 @@ class EvaluatedModule(LightningModule):
         start = config.decoder_start_token_id if config.is_encoder_decoder else None
         return {"start": start, "pad": config.pad_token_id}
 
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+    def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         """Of a batch, in evaluation or in training."""
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ from polylab.callbacks import (
     Recovery,
     RoutingStatistics,
     SkillFigures,
+    SkillRedundancy,
     SkillTable,
 )
 from polylab.config.checks import CHOICES, RULES, check_config
@@ -73,6 +74,7 @@ BUILT: dict[str, Callable[..., Any]] = {
     "callbacks.routing": RoutingStatistics,
     "callbacks.history": AllocationHistory,
     "callbacks.recovery": Recovery,
+    "callbacks.redundancy": SkillRedundancy,
     "callbacks.figures": SkillFigures,
     "callbacks.table": SkillTable,
     "callbacks.checkpoint": lambda **given: RunCheckpoint("", **given),

@@ -47,7 +47,7 @@ def draw_by_layer(
     """
     ranks = columns or [str(k + 1) for k in range(relative.shape[1])]
     check_names(relative, layers, ranks)
-    rows, names = Rows.of(len(layers)), short_layer_names(layers)
+    rows = Rows.of(len(layers))
     width = column_width(len(ranks)) * len(ranks)
     beside = max(width, _RANK_WORDS)
 
@@ -64,7 +64,7 @@ def draw_by_layer(
         Panel(_ENTROPY, lambda axes: _draw_entropy(axes, entropy, rows), 18,
               "routing entropy (1 = uniform)"),
     ]  # fmt: skip
-    return Sheet(title, [*shown, *rows.words("layers")], names, rows).draw(panels)
+    return Sheet(title, [*shown, *rows.words("layers")], layers, rows).draw(panels)
 
 
 def _draw_entropy(axes: Axes, entropy: Sequence[float], rows: Rows) -> None:

@@ -29,7 +29,7 @@ from polylab.callbacks.figures.style import (
     widest,
 )
 
-__all__ = ["Panel", "Sheet", "check_names", "map_panel"]
+__all__ = ["Panel", "Sheet", "check_names", "map_panel", "wrap"]
 
 _MARGIN, _GAP = 14, 22
 
@@ -79,7 +79,7 @@ class Sheet:
         left = self._left()
         inner = sum(p.width for p in panels) + _GAP * (len(panels) - 1)
         width = max(MIN_WIDTH, left + max(inner, SCALE_WIDTH if scales else 0) + 20)
-        lines = _wrap(self.shown, width - 2 * _MARGIN)
+        lines = wrap(self.shown, width - 2 * _MARGIN)
         header = max(p.header + (20 if p.above else 0) for p in panels)
         top = 34 + 16 * max(2, len(lines)) + header
         under = top + self.rows.height + 16
@@ -152,7 +152,7 @@ def check_names(values: np.ndarray, rows: Sequence[str], columns: Sequence[str])
         )
 
 
-def _wrap(lines: Sequence[str], width: int) -> list[str]:
+def wrap(lines: Sequence[str], width: int) -> list[str]:
     """The lines, those wider than `width` px broken between words."""
     broken: list[str] = []
     for line in lines:

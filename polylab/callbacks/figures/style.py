@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -17,17 +20,20 @@ __all__ = [
     "ACCENT",
     "BANDS",
     "DIVERGING",
+    "FINE",
     "INK",
     "MUTED",
     "OTHER",
     "OVER",
     "RULE",
     "SEQUENTIAL",
+    "THIN",
     "canvas",
     "heading",
     "pixels",
     "place",
     "plain_axis",
+    "save_vector",
     "shorten",
     "text_width",
     "widest",
@@ -55,7 +61,8 @@ OTHER = "#BFC4CA"
 
 MIN_WIDTH = 660  # px that a heading's lines need
 FONT = 8.5
-NAME_LIMIT = 30  # characters
+FINE, THIN = "polylab-fine", "polylab-thin"  # what only the vector, the pixels show
+NAME_LIMIT = 32  # characters
 
 
 class _Picture(Figure):
@@ -105,6 +112,22 @@ def pixels(figure: Figure) -> np.ndarray:
     drawn = FigureCanvasAgg(figure)
     drawn.draw()
     return np.asarray(drawn.buffer_rgba())[..., :3].copy()
+
+
+def save_vector(figure: Figure, file: Path | BinaryIO) -> None:
+    """The figure as PDF: text stays text, cells are an image, and every row has its name.
+
+    Names that have no room at the size of the screen are as small as their rows: legible when
+    magnified, and found by a search.
+    """
+    drawn = [part for axes in figure.axes for part in axes.get_children()]
+    either = [part for part in drawn if part.get_gid() in (FINE, THIN)]
+    for part in either:
+        part.set_visible(part.get_gid() == FINE)
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format="pdf", dpi=2 * DPI)
+    for part in either:
+        part.set_visible(part.get_gid() == THIN)
 
 
 def shorten(names: Sequence[str], limit: int = NAME_LIMIT) -> list[str]:

@@ -77,7 +77,7 @@ function sweepCurves({ curves }, picked, names) {
       const [steps, values] = curves[i][key].map(floats);
       known.set(id, { steps: [...steps], values: [...values] });
     }
-    return { name: names[i], ...known.get(id) };
+    return { name: names[i], brief: names[i].split(" · ")[0], ...known.get(id) };
   };
   function update() {
     for (const [key, chart] of charts) {
@@ -111,7 +111,7 @@ function sweepMaps({ maps }, picked, names) {
       map.set({
         rows: group.tasks.map((_, t) => t), names: group.tasks,
         columns: runs.flatMap(() => Array.from({ length: S }, (_, k) => String(k))),
-        groups: runs.map((i) => ({ label: names[i], count: S })), value: (t, c) => weight(t, c) * S, kind: "relative", tree: null,
+        groups: runs.map((i) => ({ label: names[i].split(" · ")[0], count: S })), value: (t, c) => weight(t, c) * S, kind: "relative", tree: null,
       });
     };
   });
@@ -129,6 +129,6 @@ function differences({ differ, same }, picked, names, label) {
     place.replaceChildren(rows.length ? plainTable(`${prefix} that differs`, { columns: ["key", ...runs.map((i) => names[i])], rows }).node : el("p", { class: "say" }, "Nothing differs between the ticked runs."));
   };
   picked.listeners.push(() => list(label));
-  const shared = same.length ? el("details", {}, el("summary", {}, `${same.length} keys that all runs share`), pairs(label, same).node) : null;
+  const shared = same.length ? opensForPrint(el("details", {}, el("summary", {}, `${same.length} keys that all runs share`), pairs(label, same).node)) : null;
   return { node: el("div", {}, place, shared) };
 }

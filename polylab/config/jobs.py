@@ -1,0 +1,115 @@
+"""One job of a sweep: it leaves a record in its folder, and is not run again where that is there.
+
+Hydra's launchers start every job of a command. What makes a killed sweep go on is that a job which
+is done already returns what it returned before.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from polylab.config.ddp import is_child
+from polylab.config.errors import cause_line
+from polylab.config.files import read_json, write_json
+from polylab.config.launch import job_folder, sweep_folder
+from polylab.config.progress import progress_line, read_plan
+from polylab.config.results import RESULT, as_mapping, collect, job_lock, read_metrics
+
+Task = Callable[[DictConfig], Any]
+# files that a run adds lines to: those of an attempt that left no checkpoint would stay in them
+_APPENDED = ("history.jsonl", "routing.csv")
+
+
+def recorded(task: Task) -> Task:
+    """Make `task` record what comes of it in a sweep; a completed job is not run again.
+
+    The record is `JOB/.hydra/result.json`, from which the sweep's `results.csv` is gathered.
+    """
+
+    @wraps(task)  # launchers find it by the name of the task
+    def run(cfg: DictConfig) -> Any:
+        sweep = sweep_folder()
+        if sweep is None or is_child():
+            return task(cfg)
+        folder = job_folder()
+        with _held(folder):
+            return _run(task, cfg, folder=folder, sweep=sweep.absolute())
+
+    return run
+
+
+def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
+    file, result = folder / ".hydra" / RESULT, _new_result(cfg, sweep)
+    before = read_json(file) if file.is_file() else None
+    if before and before["status"] == "completed" and before["overrides"] == result["overrides"]:
+        print(f"job {before['job']} is done already · {folder}", flush=True)
+        return before["value"]
+    write_json(file, result)
+    collect(sweep)
+    began = time.perf_counter()
+    try:
+        result["value"] = task(cfg)
+        result |= {"status": "completed", "metrics": read_metrics(folder)}
+        return result["value"]
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "killed"  # the latter: by Ctrl-C
+        result |= {"status": status, "error": cause_line(error)}
+        raise
+    finally:
+        result |= {"seconds": round(time.perf_counter() - began, 2), "ended": time.time()}
+        write_json(file, result)
+        line = progress_line(collect(sweep), read_plan(sweep), last=result)
+        print(line, flush=True)
+
+
+def _new_result(cfg: DictConfig, sweep: Path) -> dict[str, Any]:
+    hydra, plan = HydraConfig.get(), read_plan(sweep)
+    return {
+        "job": plan["first"] + int(hydra.job.num),
+        "status": "running",
+        "overrides": as_mapping(hydra.overrides.task),
+        "seed": cfg.get("seed"),
+        "metrics": {},
+        "value": None,
+        "seconds": None,
+        "commit": plan["commit"],
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "ended": None,
+        "error": "",
+    }
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the job's lock; wait where a job that outlived its sweep is still at work."""
+    lock = job_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: another process is at this job · waiting for its end", flush=True)
+        lock.acquire(poll_interval=1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def pick_up(cfg: DictConfig, folder: Path) -> None:
+    """Let a job that was cut off go on from its `last.ckpt`, or start anew where it left none."""
+    if sweep_folder() is None or is_child() or cfg.ckpt_path is not None:
+        return
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        cfg.ckpt_path = str(last)
+        print(f"goes on from {last}", flush=True)
+        return
+    for name in _APPENDED:
+        (folder / name).unlink(missing_ok=True)
