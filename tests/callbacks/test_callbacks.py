@@ -211,7 +211,7 @@ class TestRecovery:
         assert callback.result != before
 
     def test_with_many_tasks_and_layers_fewer_permutations_are_drawn(
-        self, build, fit, memory, monkeypatch, caplog
+        self, build, fit, monkeypatch, caplog
     ):
         module, callback = build(n_splits=2), Recovery(n_permutations=40)
         heads = 2 * len(module.network["inner"].poly_layers())

@@ -50,23 +50,9 @@ def test_decoding_of_many_tasks_and_of_one(tmp_path):
 
 def test_what_the_callbacks_cost(tmp_path):
     file = tmp_path / "rows.json"
-    small = [
-        "--device",
-        "cpu",
-        "--rounds",
-        "2",
-        "--tasks",
-        "5",
-        "--skills",
-        "3",
-        "--blocks",
-        "1",
-        "--width",
-        "16",
-        "--batch",
-        "4",
-    ]
-    run("bench.py", "callbacks", *small, "--save", file)
+    small = {"rounds": 1, "tasks": 5, "skills": 3, "blocks": 1, "width": 16, "batch": 4}
+    given = [text for name, value in small.items() for text in (f"--{name}", value)]
+    run("bench.py", "callbacks", "--device", "cpu", *given, "--save", file)
     *rows, total = json.loads(file.read_text())["rows"]
     assert {row["layers"] for row in rows} == {18}
     assert [row["callback"] for row in rows][:2] == ["Throughput", "RoutingStatistics"]
