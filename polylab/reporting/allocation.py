@@ -17,7 +17,7 @@ from polylab.reporting.packing import evenly, pack
 from polylab.reporting.reading import Folder
 from polylab.reporting.snapshots import Layers, Look, Snapshot, looks, read_look, table_snapshot
 
-__all__ = ["allocation_contents"]
+__all__ = ["allocation_contents", "task_tree"]
 
 CELLS = 6_000_000  # of all looks and layers together: 8 MB of text
 FINE_CELLS = 750_000  # up to so many, two bytes each
@@ -92,7 +92,7 @@ def _contents(folder: Folder, last: Snapshot, perms: Perms, *, known: list[Look]
         "perms": [perms[name].tolist() for name in plan.layers],
         "gated": last.gates.keys() >= last.weights.keys(),
         "looks": snapshots,
-        "tree": _tree(last.weights, len(last.tasks)),
+        "tree": task_tree(last.weights),
         "words": plan.words + _words_of(known),
     }
 
@@ -174,8 +174,9 @@ def _means(aligned: Layers, heads: int) -> list[Tensor]:
     return [every.mean(1), *of_head]
 
 
-def _tree(weights: Layers, n_tasks: int) -> dict[str, Any] | None:
-    if n_tasks < 2:
+def task_tree(weights: Layers) -> dict[str, Any] | None:
+    """Order of the tasks and the merges `[a, b, distance]` of their hierarchy; None for one task."""
+    if len(next(iter(weights.values()))) < 2:
         return None
     from scipy.cluster.hierarchy import leaves_list
 
