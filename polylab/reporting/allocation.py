@@ -175,7 +175,7 @@ def _means(aligned: Layers, heads: int) -> list[Tensor]:
 
 
 def task_tree(weights: Layers) -> dict[str, Any] | None:
-    """Order of the tasks and the merges `[a, b, distance]` of their hierarchy; None for one task."""
+    """Order of the tasks and merges `[a, b, distance]` of their hierarchy; None for one task."""
     if len(next(iter(weights.values()))) < 2:
         return None
     from scipy.cluster.hierarchy import leaves_list
