@@ -175,16 +175,16 @@ def _means(aligned: Layers, heads: int) -> list[Tensor]:
 
 
 def task_tree(weights: Layers) -> dict[str, Any] | None:
-    """Order of the tasks and merges `[a, b, distance]` of their hierarchy; None for one task."""
+    """Order of the tasks and merges `[a, b, distance]` of their hierarchy; None for one task.
+
+    No merges where all tasks are routed alike.
+    """
     if len(next(iter(weights.values()))) < 2:
         return None
-    from scipy.cluster.hierarchy import leaves_list
-
-    from polylab.callbacks.figures import cluster_tasks
+    from polylab.callbacks.figures.order import cluster_tasks, is_flat, tree_order
 
     similarity = task_similarity({name: w.float() for name, w in weights.items()})
     merges = cluster_tasks(similarity.double().numpy())
-    # not scipy's dendrogram: it recurses, and long chains of tasks reach Python's limit
-    order = leaves_list(merges).tolist()
-    joined = [[int(a), int(b), round(float(d), 5)] for a, b, d, _ in merges]
-    return {"order": order, "merges": joined}
+    forks = [] if is_flat(merges) else merges
+    joined = [[int(a), int(b), round(float(d), 5)] for a, b, d, _ in forks]
+    return {"order": [*tree_order(merges)], "merges": joined}

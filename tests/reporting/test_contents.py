@@ -115,6 +115,15 @@ def test_tasks_of_a_long_chain_are_ordered(tmp_path: Path) -> None:
     write_look(tmp_path, "step000000", step=0, tasks=names(n), weights={"q": w}, gates={})
     tree = page_contents(tmp_path)["allocation"]["tree"]
     assert sorted(tree["order"]) == list(range(n))
+    assert len(tree["merges"]) == n - 1
+
+
+def test_tasks_that_are_routed_alike_have_no_tree(tmp_path: Path) -> None:
+    write_run(tmp_path, tasks=names(4), steps=[0])
+    alike = {"q": np.full((4, 2, 3), 1 / 3)}
+    write_look(tmp_path, "step000000", step=0, tasks=names(4), weights=alike, gates={})
+    found = page_contents(tmp_path)["allocation"]
+    assert found["tree"] == {"order": [0, 1, 2, 3], "merges": []}
 
 
 @pytest.mark.parametrize(
