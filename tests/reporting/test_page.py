@@ -258,7 +258,9 @@ def test_a_sweep_opens_and_compares_runs(
         browser.find(f"#runs tr[data-row='{job}'] input").click()
     lines = "return document.querySelector('#curves figure').querySelectorAll('.line').length"
     assert browser.run(lines) == 3
-    assert len(browser.texts("#configuration .table[aria-label*=differs] th")) == 4  # the key and three runs
+    assert (
+        len(browser.texts("#configuration .table[aria-label*=differs] th")) == 4
+    )  # the key and three runs
     browser.choose("scatter", "Up", "routing/entropy")
     assert browser.run("return document.querySelectorAll('#scatter .dot').length") == 6
     browser.run("document.querySelector('#scatter figure').focus()")
