@@ -45,6 +45,7 @@ def test_every_key_is_one_that_the_package_logs() -> None:
             assert re.search(rf"\b{word}\b|/{word}|{word}\"", source), key
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic's, to that library
 def test_the_model_builds_without_a_server() -> None:
     pytest.importorskip("wandb_workspaces")
     view = build_workspace(entity="me", project="polylab", name="skills")
