@@ -171,6 +171,7 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
         seconds=seconds,
         trainable_parameters=count_trainable(parts.module),
         recovery=next(filter(None, recoveries), None),
+        categories=getattr(parts.data, "categories", None) or None,
     )
 
 

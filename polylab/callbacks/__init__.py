@@ -1,5 +1,6 @@
 """What is seen of a run while it trains, and what is kept of it."""
 
+from polylab.callbacks.gradient_alignment import GradientAlignment
 from polylab.callbacks.history import AllocationHistory
 from polylab.callbacks.progress import Progress
 from polylab.callbacks.recovery import Recovery
@@ -13,6 +14,7 @@ from polylab.callbacks.update_sizes import UpdateSizes
 
 __all__ = [
     "AllocationHistory",
+    "GradientAlignment",
     "Progress",
     "Recovery",
     "RoutingStatistics",

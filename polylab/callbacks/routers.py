@@ -36,12 +36,18 @@ class Routers:
         layers = {n: part.router(model.active_adapter) for n, part in model.active_layers().items()}
         first: dict[object, str] = {}
         of_layers = {name: first.setdefault(_key(router), name) for name, router in layers.items()}
-        given = {_GIVEN.get(type(router), "") for router in layers.values()}
+        given = {_words(router) for router in layers.values()}
         return Routers(
             of_layers,
             given.pop() if len(given) == 1 else "",
             all(isinstance(router, PrivateRouter) for router in layers.values()),
         )
+
+
+def _words(router: Router) -> str:
+    if isinstance(router, UniformRouter) and router.n_skills == 1:
+        return "one skill, shared by all tasks: there is nothing to choose"
+    return _GIVEN.get(type(router), "")
 
 
 def _key(router: Router) -> object:

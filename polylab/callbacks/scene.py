@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from polylab.callbacks.figures import (
@@ -20,29 +18,16 @@ from polylab.callbacks.figures import (
     draw_task_matrix,
     tree_order,
 )
-from polylab.callbacks.figures.layers import ACROSS, MOST_PANELS
+from polylab.callbacks.figures.layers import MOST_HEADS, MOST_PANELS
+from polylab.callbacks.places import Places, column_order, first_order
 from polylab.callbacks.routing_statistics import evenly_spaced
 from polylab.callbacks.subject import Subject
-from polylab.poly.recovery import match_to_truth
-from polylab.poly.statistics import match_columns
+from polylab.callbacks.wording import layer_names, layer_notes, notes, part, weight_words
 
-__all__ = ["Places", "Scene", "Start"]
+__all__ = ["Scene", "Start"]
 
 
 _ALL = ("task_hierarchy", "task_similarity", "change", "layers")  # what may be left out
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the rows and columns of a picture stood, for the next one.
-
-    Args:
-        rows: Task ids from top to bottom.
-        relative: `[rows, columns]` as they stood.
-    """
-
-    rows: list[int]
-    relative: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Scene:
         start: Start | None = None,
     ) -> None:
         self._subject, self._words, self._start = subject, words, start
-        rows = _first_order(subject, before)
+        rows = first_order(subject, before)
         self._tree: np.ndarray | None = None
         if len(rows) > 1:
             self._similarity, self._compared = subject.similarity()
@@ -84,7 +69,7 @@ class Scene:
             rows = tree_order(self._tree, rows)
         self._rows = rows
         self._map = subject.aligned()
-        columns = _column_order(subject, self._map.relative, before)
+        columns = column_order(subject, self._map.relative, before)
         self._relative = self._map.relative[:, columns]
         self._skills = [self._map.skills[k] for k in columns]
 
@@ -118,7 +103,7 @@ class Scene:
             "there is one skill" if subject.n_usable == 1 else "there is one task"
         )
         if names == {"layers"} and not subject.given:
-            why = f"{subject.over()}: allocation shows it"
+            why = "one router: allocation shows it"
         return f"{', '.join(sorted(names))} ({why})" if names else ""
 
     def allocation(self) -> Figure:
@@ -129,7 +114,7 @@ class Scene:
             tasks=self._names(),
             skills=self._skills,
             title=f"Skill allocation {self._words}",
-            shown=[self._map.words, *subject.notes(), *self._columns()],
+            shown=[self._map.words, *notes(subject), *self._columns()],
             truth=subject.truth and subject.truth.ordered(self._rows),
             categories=self._categories(),
         )
@@ -150,7 +135,7 @@ class Scene:
             shown=[
                 f"tree: average linkage of the weights in {self._compared}, unaligned",
                 f"map: {self._map.words}",
-                *subject.notes(),
+                *notes(subject),
             ],
             truth=subject.truth,
             order=self._rows,
@@ -172,7 +157,7 @@ class Scene:
             shown=[
                 "share of mixing weight that two tasks have in common",
                 f"mean of {self._compared}, unaligned; tasks in the order of their hierarchy",
-                *subject.notes(),
+                *notes(subject),
             ],
             order=self._rows,
             categories=subject.categories,
@@ -186,15 +171,17 @@ class Scene:
         ranks = [str(k + 1) for k in range(subject.n_shared)]
         return draw_by_layer(
             usage,
-            list(subject.entropy.values()),
-            layers=[*self._subject.layer_names().values()],
+            [float(heads.mean()) for heads in subject.entropy.values()],
+            layers=[*layer_names(self._subject).values()],
             columns=[*ranks, "private"] if subject.n_private else ranks,
+            entropy_of="entropy of means" if subject.of_means else "routing entropy",
             title=f"Skill usage by layer {self._words}",
             shown=[
                 f"share of each skill in the {subject.counted} of all tasks x "
                 f"{subject.n_usable}{heads}",
                 "columns are ranks: each layer's own skills from most to least used",
-                *subject.notes(),
+                *layer_notes(subject),
+                *notes(subject),
             ],
         )
 
@@ -210,28 +197,40 @@ class Scene:
         return draw_change(
             self._moved(self._start.subject)[self._rows],
             tasks=self._names(),
-            layers=[*self._subject.layer_names().values()],
+            layers=[*layer_names(self._subject).values()],
             title=f"Change of the routing {self._words}",
             shown=[
                 f"share of a task's mixing weight that has moved since {self._start.words}{heads}",
                 "layers in the order of the model",
-                *self._subject.notes(),
+                *layer_notes(self._subject),
+                *notes(self._subject),
             ],
             categories=self._categories(),
         )
 
     def layers(self) -> Figure:
         """Tasks x skills of single layers and heads."""
-        units, words = self._panels()
-        names = self._subject.layer_names()
-        heads = self._subject.n_heads
+        subject = self._subject
+        layers, heads = self._panels()
+        few = sum(len(heads[name]) for name in layers) < len(subject.units)
+        names = layer_names(subject)
         return draw_layers(
-            [self._subject.single(*unit)[self._rows] for unit in units],
-            [names[n] + (f" head {q}" if heads > 1 else "") for n, q in units],
+            {
+                names[name]: {
+                    f"head {q}" if subject.n_heads > 1 else "": subject.single(name, q)[self._rows]
+                    for q in heads[name]
+                }
+                for name in layers
+            },
             tasks=self._names(),
-            title=f"Skill allocation of single layers {self._words}",
-            shown=[words, "skill k of one map is not skill k of another", *self._subject.notes()],
-            across=_across(Counter(n for n, _ in units)),
+            title=f"Skill allocation, single layers, {self._words}",
+            shown=[
+                f"{weight_words(subject)}, {part(subject, layers, heads)}"
+                + (", evenly spaced" if few else ""),
+                "skill k of one map is not skill k of another",
+                *layer_notes(subject),
+                *notes(subject),
+            ],
             categories=self._categories(),
         )
 
@@ -264,52 +263,9 @@ class Scene:
             moved[both, k] = difference.mean(1).double().numpy()
         return moved
 
-    def _panels(self) -> tuple[list[tuple[str, int]], str]:
-        """Evenly spaced (layer, head) pairs, all heads of a layer or the same ones, and words."""
-        subject = self._subject
-        splits = {name: w.shape[1] for name, w in subject.weights.items()}
-        heads = {name: evenly_spaced([*range(n)], ACROSS) for name, n in splits.items()}
-        most = max(1, MOST_PANELS // max(map(len, heads.values())))
-        if len(splits) == 1:
-            heads = {name: evenly_spaced([*range(n)], MOST_PANELS) for name, n in splits.items()}
-        layers = evenly_spaced([*splits], most)
-        units = [(name, q) for name in layers for q in heads[name]]
-        what = "routers" if len(splits) < subject.n_layers else "layers"
-        words = f"{len(layers)} of {len(splits)} {what}"
-        if subject.n_heads > 1:
-            words += f", {max(len(heads[n]) for n in layers)} of {subject.n_heads} heads each"
-        return units, f"normalised weight x {subject.n_usable}, {words}" + (
-            ", evenly spaced" if len(units) < len(subject.units) else ""
-        )
-
-
-def _across(heads: Counter[str]) -> int:
-    """Maps in a line: whole layers, as many as fit."""
-    most = max(heads.values())
-    return max(1, ACROSS // most) * most if most <= ACROSS else ACROSS
-
-
-def _first_order(subject: Subject, before: Places | None) -> list[int]:
-    """Where rows stand before the hierarchy has its say: as in the last picture, or as given."""
-    given = subject.given_order()
-    if before is None:
-        return given
-    rank = {task: row for row, task in enumerate(before.rows)}
-    return sorted(given, key=lambda i: rank.get(subject.task_ids[i], len(rank)))
-
-
-def _column_order(subject: Subject, relative: np.ndarray, before: Places | None) -> list[int]:
-    """Shared skills where they belong; the private column stays last."""
-    shared = relative[:, : subject.n_shared]
-    first: list[int] = []
-    if subject.truth is not None and subject.n_shared:
-        matched = match_to_truth(torch.from_numpy(shared), torch.from_numpy(subject.truth.matrix))
-        first = [k for k in matched if k is not None]
-    elif before is not None and before.relative.shape[1] == relative.shape[1]:
-        row = {task: i for i, task in enumerate(before.rows)}
-        both = [i for i, task in enumerate(subject.task_ids) if task in row]
-        there = before.relative[[row[subject.task_ids[i]] for i in both]]
-        scores = there[:, : subject.n_shared].T @ shared[both]
-        # the closest in squares: sum over |before - now|^2 is least
-        first = [k for _, k in sorted(match_columns(scores))]
-    return [*first, *(k for k in range(relative.shape[1]) if k not in first)]
+    def _panels(self) -> tuple[list[str], dict[str, list[int]]]:
+        """Evenly spaced layers, and of each the heads to show."""
+        splits = {name: w.shape[1] for name, w in self._subject.weights.items()}
+        most = MOST_PANELS if len(splits) == 1 else MOST_HEADS
+        heads = {name: evenly_spaced([*range(n)], most) for name, n in splits.items()}
+        return evenly_spaced([*splits], MOST_PANELS // max(map(len, heads.values()))), heads

@@ -22,8 +22,9 @@ from polylab.callbacks.base import (
     true_skills,
 )
 from polylab.callbacks.figures import pixels, save_vector
+from polylab.callbacks.places import Places
 from polylab.callbacks.routers import Routers
-from polylab.callbacks.scene import Places, Scene, Start
+from polylab.callbacks.scene import Scene, Start
 from polylab.callbacks.subject import Subject
 
 __all__ = ["SkillFigures"]

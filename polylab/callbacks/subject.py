@@ -14,9 +14,9 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from polylab.callbacks.figures import Truth
-from polylab.callbacks.figures.by_layer import short_layer_names
 from polylab.callbacks.routers import Routers
 from polylab.callbacks.seen import Allocations
+from polylab.callbacks.wording import over, skill_names, weight_words
 from polylab.poly.alignment import N_COMPARED, agreement, align_skills, apply_alignment
 from polylab.poly.statistics import skill_usage
 
@@ -50,7 +50,7 @@ class Subject:
     Args:
         weights: Of the skills that a task may use, by the first layer of each router.
         used: Gates where there are some, else the weights, of the same form.
-        entropy: Of each router, 0 to 1.
+        entropy: Of each router and head, 0 to 1.
         of_layers: Of each layer in model order its router, named by the first layer that has it.
         n_shared: Of the columns, those of skills that all tasks share; then come the task's own.
         tasks: Names.
@@ -60,11 +60,13 @@ class Subject:
         counted: What `used` is.
         truth: The true skills where known.
         categories: The first category of each task; None = has none.
+        of_means: The entropy is that of means over inputs, not of single inputs.
+        remarks: Lines for every heading.
     """
 
     weights: Layers
     used: Layers
-    entropy: dict[str, float]
+    entropy: dict[str, Float[Tensor, " splits"]]
     of_layers: dict[str, str]
     n_shared: int
     tasks: list[str]
@@ -74,6 +76,8 @@ class Subject:
     counted: str = "weights"
     truth: Truth | None = None
     categories: Sequence[str | None] | None = None
+    of_means: bool = False
+    remarks: Sequence[str] = ()
 
     @staticmethod
     def of(
@@ -85,7 +89,9 @@ class Subject:
         categories: Mapping[str, Sequence[str]] | None = None,
     ) -> Subject:
         """From allocations; `categories` by the names of the tasks."""
-        of_layers = {n: own for n, own in routers.of_layers.items() if n in seen.weights}
+        first: dict[str, str] = {}  # of the layers that were seen
+        routed = {n: own for n, own in routers.of_layers.items() if n in seen.weights}
+        of_layers = {name: first.setdefault(own, name) for name, own in routed.items()}
         names = dict.fromkeys(of_layers.values())
         weights, used = seen.open_weights, seen.used
         choices = next(iter(seen.choices.values()), None)
@@ -96,12 +102,12 @@ class Subject:
             weights = used = {n: w.amax(-1, keepdim=True) for n, w in weights.items()}
             n_shared = 0
         heads = slice(0, 1) if routers.given else slice(None)  # which all do the same
-        entropy = seen.layer_entropy()
-        first = [(categories or {}).get(name, ()) for name in tasks]
+        entropy = seen.heads["entropy"]
+        groups = [(categories or {}).get(name, ()) for name in tasks]
         return Subject(
             {name: weights[name][:, heads] for name in names},
             {name: used[name][:, heads] for name in names},
-            {name: 1.0 if routers.is_private else entropy[name] for name in names},
+            {n: torch.ones(1) if routers.is_private else entropy[n][heads] for n in names},
             of_layers,
             n_shared,
             tasks,
@@ -110,7 +116,7 @@ class Subject:
             seen.examples is not None,
             "gates" if seen.gates else "weights",
             truth,
-            [own[0] if own else None for own in first] if any(first) else None,
+            [own[0] if own else None for own in groups] if any(groups) else None,
         )
 
     @property
@@ -151,17 +157,17 @@ class Subject:
 
         return sorted(range(len(self.tasks)), key=key)
 
-    def only(self, layer: str, split: int | None = None) -> Subject:
-        """The same of one router (by its first layer), or of one of its heads."""
+    def only(self, *, layer: str | None = None, split: int | None = None) -> Subject:
+        """The same of one router (by its first layer), or of one head."""
         heads = slice(None) if split is None else slice(split, split + 1)
+        names = [*self.weights] if layer is None else [layer]
         return replace(
             self,
-            weights={layer: self.weights[layer][:, heads]},
-            used={layer: self.used[layer][:, heads]},
-            of_layers={n: own for n, own in self.of_layers.items() if own == layer},
+            weights={name: self.weights[name][:, heads] for name in names},
+            used={name: self.used[name][:, heads] for name in names},
+            of_layers={n: own for n, own in self.of_layers.items() if own in names},
+            entropy={name: self.entropy[name][heads] for name in names},
         )
-
-    # Numbers
 
     def similarity(self) -> tuple[Float[np.ndarray, "tasks tasks"], str]:
         """`polylab.poly.statistics.task_similarity` over all layers, and of which it is.
@@ -181,7 +187,7 @@ class Subject:
         distance = squareform(pdist(torch.cat(shared, 1).double().numpy(), "cityblock"))
         distance += own[:, None].numpy() + own[None].numpy()
         np.fill_diagonal(distance, 0)
-        return 1 - distance / (2 * heads), self._over(layers)
+        return 1 - distance / (2 * heads), over(self, layers)
 
     def aligned(self) -> Map:
         """The aligned mean over all layers and heads, its columns in the order of `align_skills`.
@@ -192,7 +198,7 @@ class Subject:
         if sum(w.numel() for w in layers.values()) > _ALIGNED_CELLS:
             layers = _spread(layers, N_COMPARED)
         shared = {name: w[..., : self.n_shared] for name, w in layers.items()}
-        over, agree = self._over(layers), float("nan")
+        of, agree = over(self, layers), float("nan")
         if self.n_shared:
             # every layer counts in the choice of a reference, as for `routing=drop:SKILL`
             perms = align_skills({n: shared[o] for n, o in self.of_layers.items() if o in shared})
@@ -200,8 +206,10 @@ class Subject:
             agree = agreement(shared)
         maps = {n: torch.cat([shared[n], layers[n][..., self.n_shared :]], -1) for n in shared}
         mean = torch.cat(list(maps.values()), 1).mean(1)
-        words = over if np.isnan(agree) else f"aligned mean of {over}, agreement {agree:.2f}"
-        return Map(self._relative(mean), self._skills(), f"{self._weight()}, {words}")
+        words = of if np.isnan(agree) else f"aligned mean of {of}, agreement {agree:.2f}"
+        if len(self.tasks) == 1 and len(self.units) > 1:
+            words = f"mean of {of}: with one task their skills cannot be aligned"
+        return Map(self._relative(mean), skill_names(self), f"{weight_words(self)}, {words}")
 
     def single(self, layer: str, split: int) -> np.ndarray:
         """`[tasks, columns]` of one (layer, head), its own skills in their own order."""
@@ -220,68 +228,6 @@ class Subject:
         if self.n_private:
             columns.append(weights[:, self.n_shared :].mean(-1, keepdim=True))
         return (torch.cat(columns, -1) * self.n_usable).double().numpy()
-
-    # Words
-
-    def _skills(self) -> list[str]:
-        # the numbers of align_skills, so that `routing=drop:SKILL` takes them
-        names = [f"skill {k}" for k in range(self.n_shared)]
-        return [*names, "private"] if self.n_private else names
-
-    def _weight(self) -> str:
-        times = f"normalised weight x {self.n_usable}"
-        return f"mean {times} of validation inputs" if self.is_mean else times
-
-    def notes(self) -> list[str]:
-        """What must be known to read any figure of it."""
-        if self.given:
-            return [self.given]
-        if self.n_usable == 1:
-            return ["there is one skill, so nothing to choose"]
-        if self.n_private:
-            own = f"its {self.n_private} own ones" if self.n_private > 1 else "its own one"
-            return [
-                f"a task may use {self.n_shared} shared skills and {own} (the column 'private'"
-                + (": their mean)" if self.n_private > 1 else ")")
-            ]
-        return []
-
-    def layer_names(self) -> dict[str, str]:
-        """Of each router a short name: its layer, or what its layers have in common."""
-        groups: dict[str, list[list[str]]] = {name: [] for name in self.weights}
-        for layer, own in self.of_layers.items():
-            groups[own].append(layer.split("."))
-        common = [_shared_part(own) for own in groups.values()]
-        short = short_layer_names(common) if len({*common}) == len(common) else [*self.weights]
-        return {
-            name: f"{words or 'all layers'} ({len(own)})" if len(own) > 1 else words
-            for (name, own), words in zip(groups.items(), short, strict=True)
-        }
-
-    def _over(self, layers: Layers) -> str:
-        shown, every = sum(w.shape[1] for w in layers.values()), len(self.units)
-        if shown < every:
-            return f"{shown} of {every:,} (layer, head) pairs, evenly spaced"
-        routers, heads = len(self.weights), f" x {self.n_heads} heads" if self.n_heads > 1 else ""
-        if self.n_layers == 1:
-            words = f"layer {next(iter(self.weights))}"
-        elif routers == 1:
-            words = f"the one router of all {self.n_layers} layers"
-        elif routers < self.n_layers:
-            words = f"{routers} routers of {self.n_layers} layers"
-        else:
-            words = f"{routers} layers"
-        return words + heads
-
-
-def _shared_part(layers: Sequence[Sequence[str]]) -> str:
-    """The dotted parts that all names begin with."""
-    parts = []
-    for own in zip(*layers, strict=False):
-        if len({*own}) > 1:
-            break
-        parts.append(own[0])
-    return ".".join(parts)
 
 
 def _spread(layers: Layers, most: int) -> Layers:

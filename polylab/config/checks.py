@@ -74,6 +74,9 @@ RULES: dict[str, Rule] = {
     "callbacks.redundancy.duplicate_above": _SHARE,
     "callbacks.history.max_cells": _COUNT,
     "callbacks.history.max_heads": _NOT_NEGATIVE,
+    "callbacks.gradients.every_n_validations": _COUNT,
+    "callbacks.gradients.examples_per_task": _COUNT,
+    "callbacks.gradients.max_tasks": ("must be at least 2", lambda value: value >= 2),
     "callbacks.recovery.n_permutations": _NOT_NEGATIVE,
     "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
     "callbacks.use.examples_per_task": _NOT_NEGATIVE,
@@ -125,7 +128,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
     if not problems:  # what only makes sense of valid numbers
-        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_packing(cfg)]
+        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_gradients(cfg), *_packing(cfg)]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -199,6 +202,16 @@ def _monitor(cfg: DictConfig) -> Iterator[str]:
             f"callbacks.checkpoint.monitor={monitor} with module.generate_every_n_validations=0: "
             "nothing is generated before the last step · set callbacks.checkpoint.monitor=val/loss "
             "and callbacks.checkpoint.mode=min, or generate every few validations"
+        )
+
+
+def _gradients(cfg: DictConfig) -> Iterator[str]:
+    """What is compared must be trained."""
+    node, trained = (OmegaConf.select(cfg, k) for k in ("callbacks.gradients", "adapter.trainable"))
+    if node and trained == "router":
+        yield (
+            "callbacks=gradients with adapter.trainable=router: gradients of the skills are "
+            "compared, and they are frozen · use callbacks=default, or train the skills"
         )
 
 

@@ -60,13 +60,13 @@ def end_lines(results: Results, plan: dict[str, Any], *, sweep: Path) -> Iterato
     known = len(results) if plan["jobs"] is None else plan["jobs"]
     told = [f"{n} {status}" for status, n in counts.items() if n or status != "killed"]
     yield f"sweep of {known} jobs: {', '.join(told)}"
-    bad = [result for result in results if result["status"] in ("failed", "killed")]
+    bad = bad_jobs(results, plan)
     for result in bad[:5]:
         reason = result["error"] or "its process was killed"
         yield f"  job {result['job']} {result['status']}: {reason} · {place / result['folder']}"
     if len(bad) > 5:
         yield f"  ... and {len(bad) - 5} more"
-    if len(bad) or len(results) < known:
+    if known > sum(is_over(r, plan) and r["status"] == "completed" for r in results):
         yield f"  run the rest with the same command and hydra.sweep.dir={place}"
     best = best_setting(results, is_loss=plan["metric"].endswith("loss"))
     if best is not None:
@@ -74,6 +74,12 @@ def end_lines(results: Results, plan: dict[str, Any], *, sweep: Path) -> Iterato
         of = f" (mean of {n} seeds)" if n > 1 else ""
         yield f"best {plan['metric']}: {value:.4g}{of} · {overrides}"
     yield f"results of the sweep: {place / TABLE}"
+
+
+def bad_jobs(results: Results, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the jobs that failed or were killed, of a study only those of this attempt."""
+    first = 0 if plan["retries"] else plan["first"]
+    return [r for r in results if r["status"] in ("failed", "killed") and r["job"] >= first]
 
 
 def best_setting(results: Results, *, is_loss: bool) -> tuple[str, float, int] | None:

@@ -57,7 +57,7 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         return {prefix.replace("metrics", "test"): metrics["mean_of_medians"]}
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
-        if key == "tasks":
+        if key in ("tasks", "intervals"):
             continue
         name = prefix if key == "macro" else f"{prefix}/{key}" if prefix else key
         if isinstance(value, dict):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from polylab.config.environment import commit_of
 from polylab.config.errors import ConfigError, explain
 from polylab.config.files import write_json
-from polylab.config.progress import PLAN, end_lines, is_over, progress_line, read_plan
+from polylab.config.progress import PLAN, bad_jobs, end_lines, is_over, progress_line, read_plan
 from polylab.config.results import RESULT, collect, read_results
 from polylab.config.studies import continue_study, is_study
 
@@ -97,7 +97,7 @@ class OpenSweep:
         for line in end_lines(results, self.plan, sweep=self.folder):
             print(line, flush=True)
         self._lock.release()
-        return all(result["status"] not in ("failed", "killed") for result in results)
+        return not bad_jobs(results, self.plan)
 
     def _watch(self, every: float = 1.0) -> None:
         """Print a line for each job that ends elsewhere."""

@@ -12,10 +12,11 @@ from polylab.evaluating.study import sign
 if TYPE_CHECKING:
     from polylab.evaluating.study import Study
 
-__all__ = ["Verdict", "findings", "margin", "verdict"]
+__all__ = ["Verdict", "findings", "judge", "margin", "verdict"]
 
 MARGIN = 0.01  # of a score from 0 to 1
 LOSS_MARGIN = 0.05  # share of the learned loss
+_ENOUGH = 5  # examples of a task: of one, every resample is the same
 _CLEAR, _WEAK = 0.5, 0.2  # correlations
 
 
@@ -43,6 +44,21 @@ def verdict(study: Study, routing: str, metric: str) -> Verdict:
     if low > 0:
         return Verdict.BETTER
     return Verdict.WORSE if high < 0 else Verdict.OPEN
+
+
+def judge(study: Study, routing: str) -> tuple[Verdict, bool]:
+    """Of a routing, by the study's metric; where that shows nothing, by the loss.
+
+    The loss moves where no answer does yet: a score can stay at 0.
+
+    Returns:
+        The verdict, and whether the loss alone shows it.
+    """
+    found, by_loss = (verdict(study, routing, metric) for metric in (study.metric, LOSS))
+    if found in (Verdict.WORSE, Verdict.BETTER) or found is by_loss:
+        return found, False
+    moved = by_loss in (Verdict.WORSE, Verdict.BETTER)
+    return (by_loss, True) if moved else (Verdict.OPEN, False)
 
 
 _SAYS: dict[str, dict[Verdict, str]] = {
@@ -76,10 +92,11 @@ _ROWS_ROUTED = "another example's"  # what an input router is given instead of a
 
 def findings(study: Study) -> list[str]:
     """What was found, a sentence each."""
-    said = []
+    said = _caution(study)
     for routing, words in _SAYS.items():
         if routing in study.routings:
-            sentence = words[verdict(study, routing, study.metric)]
+            found, by_loss = judge(study, routing)
+            sentence = words[found] + (", by the loss alone" if by_loss else "")
             if study.by_input:
                 sentence = sentence.replace("another task's", _ROWS_ROUTED)
             said.append(f"{sentence}: {_evidence(study, routing)}.")
@@ -88,6 +105,17 @@ def findings(study: Study) -> list[str]:
     elif study.note:
         said.append(f"No knock-out: {study.note}")
     return said
+
+
+def _caution(study: Study) -> list[str]:
+    """What to know of the intervals before they are read."""
+    each = study.n_examples / len(study.effects.tasks)
+    if each >= _ENOUGH:
+        return []
+    return [
+        f"The intervals are too narrow: they resample each task's examples, of which there are "
+        f"{each:.3g} on average; {_ENOUGH} or more are needed."
+    ]
 
 
 def _evidence(study: Study, routing: str) -> str:
@@ -103,14 +131,14 @@ def _change(study: Study, routing: str, metric: str) -> str:
 
 def _spared(study: Study) -> str:
     """Which skills nobody misses."""
-    verdicts = {k: verdict(study, f"drop:{k}", study.metric) for k in study.skills}
+    verdicts = {k: judge(study, f"drop:{k}")[0] for k in study.skills}
     spared = [str(k) for k, found in verdicts.items() if found in (Verdict.SAME, Verdict.BETTER)]
     missed = [str(k) for k, found in verdicts.items() if found is Verdict.WORSE]
     left = len(verdicts) - len(missed) - len(spared)
     rest = f", of {left} it cannot be told" if left else ""
     return (
         f"Of the skills taken away one at a time, {_named(missed)} of {len(verdicts)} are missed "
-        f"and {_named(spared)} are not{rest}, by {study.metric}."
+        f"and {_named(spared)} are not{rest}."
     )
 
 

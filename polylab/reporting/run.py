@@ -68,7 +68,8 @@ def _facts(
 ) -> list[list[Any]]:
     known = dict(flat(config))
     seconds, parameters = number(metrics.get("seconds")), metrics.get("trainable_parameters")
-    size = allocation or {}
+    size, commit = allocation or {}, environment.get("commit")
+    started = environment.get("started")
     facts = {
         "backbone": known.get("backbone.name_or_path"),
         "adapter": known.get("adapter.poly_type"),
@@ -83,8 +84,8 @@ def _facts(
         "tested checkpoint": metrics.get("checkpoint"),
         "time": None if seconds is None else _duration(seconds),
         "device": environment.get("device"),
-        "started": environment.get("started"),
-        "commit": environment.get("commit"),
+        "started": None if started is None else str(started)[:16].replace("T", " "),
+        "commit": None if commit is None else str(commit)[:12],
     }
     return [[name, value] for name, value in facts.items() if value is not None]
 

@@ -1,10 +1,12 @@
 """Scores of the same examples under several routings: means, paired intervals, what is said."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from polylab.evaluating.findings import Verdict, verdict
+from polylab.evaluating.findings import Verdict, judge, verdict
 from polylab.evaluating.scores import LOSS, Asked, Effects, Estimate, Scores, effects, metric_names
 from polylab.evaluating.study import Allocation, Study, dropped_skills
 from polylab.training.intervals import bootstrap_intervals, resampled_sums
@@ -135,6 +137,32 @@ def test_verdicts(m, wanted):
         numbers = [value, *sorted([low, high])]
         study = _study(["shuffled"], change=[[[x, x]] for x in numbers], metric=metric)
         assert verdict(study, "shuffled", metric) is wanted
+
+
+@pytest.mark.parametrize(
+    ("score", "loss", "wanted"),
+    [
+        ([0.0, -0.001, 0.001], [0.0, -0.01, 0.01], (Verdict.SAME, False)),
+        ([0.0, 0.0, 0.0], [0.3, 0.2, 0.4], (Verdict.WORSE, True)),  # a score that stays at 0
+        ([0.0, -0.1, 0.1], [-0.3, -0.4, -0.2], (Verdict.BETTER, True)),
+        ([0.0, 0.0, 0.0], [0.0, -0.2, 0.2], (Verdict.OPEN, False)),
+        ([0.0, -0.1, 0.1], [0.0, -0.01, 0.01], (Verdict.OPEN, False)),
+        ([-0.3, -0.4, -0.2], [0.0, -0.2, 0.2], (Verdict.WORSE, False)),
+    ],
+)
+def test_the_loss_speaks_where_the_score_is_silent(score, loss, wanted):
+    study = _study(["uniform"], change=[[pair] for pair in zip(loss, score, strict=True)])
+    assert judge(study, "uniform") == wanted
+    assert ("worse" in study.findings()[0]) == (wanted[0] is Verdict.WORSE)
+    assert (", by the loss alone: m" in study.findings()[0]) == wanted[1]
+
+
+def test_few_examples_are_said():
+    study = _study(["uniform"], change=np.zeros((3, 1, 2)))
+    assert len(study.findings()) == 1
+    few = dataclasses.replace(study, n_examples=3)
+    assert "too narrow" in few.findings()[0]
+    assert "of which there are 1.5 on average; 5 or more" in few.findings()[0]
 
 
 def test_findings():

@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.reporting.browser import Browser
 from tests.reporting.fabricate import names, write_run, write_sweep
+
+if TYPE_CHECKING:
+    from tests.reporting.browser import Browser
 
 HOSTILE = ["</script><b>x", "<img src=x onerror=boom()>", '"&\u2028@DATA@']
 
@@ -30,8 +32,11 @@ def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
     """Chromium without a window and without network."""
+    pytest.importorskip("selenium", reason="needs selenium: pip install -e '.[dev]'")
+    from tests.reporting.browser import Browser
+
     program = shutil.which("chromium")
     driver = shutil.which("chromedriver")
     if program is None or driver is None:

@@ -47,8 +47,10 @@ def write_look(
 ) -> None:
     """One file of `allocations/`."""
     (folder / "allocations").mkdir(parents=True, exist_ok=True)
-    tensors = {f"weights/{name}": w.astype(np.float16) for name, w in weights.items()}
-    tensors |= {f"gates/{name}": z.astype(np.float16) for name, z in gates.items()}
+    tensors = {
+        f"weights/{name}": np.ascontiguousarray(w, np.float16) for name, w in weights.items()
+    }
+    tensors |= {f"gates/{name}": np.ascontiguousarray(z, np.float16) for name, z in gates.items()}
     about = {
         "step": str(step),
         "words": f"step {step}",
@@ -138,6 +140,25 @@ def _write_routing(folder: Path, steps: Sequence[int], layers: Sequence[str]) ->
             base = 1 - 0.4 * step / max(1, steps[-1]) - 0.03 * place
             rows.append(f"{step},{layer},,{base:.4f},{1 - base:.4f},0.5,{base:.4f},3.2\n")
     (folder / "routing.csv").write_text("".join(rows))
+
+
+def write_interventions(folder: Path, *, tasks: Sequence[str], skills: int) -> None:
+    """What an evaluation of interventions leaves."""
+    ends = {"change": -0.1, "change_low": -0.3, "change_high": 0.1}
+    cells = [
+        {"task": task, "skill": k, "metric": metric, **ends, "allocation": 0.5 + k + place}
+        for place, task in enumerate(tasks)
+        for k in range(skills)
+        for metric in ("exact_match", "loss")
+    ]
+    write_table(folder / "knockout.csv", cells)
+    first = {"routing": "learned", "metric": "exact_match", "value": 0.7, "low": 0.6, "high": 0.8}
+    later = {**first, "routing": "shuffled"}
+    write_table(
+        folder / "interventions.csv",
+        [{**first, "change": "", "change_low": "", "change_high": ""}, {**later, **ends}],
+    )
+    (folder / "findings.txt").write_text("The routing is used.\nSkill 1 is not.\n")
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

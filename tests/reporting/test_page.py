@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from polylab.poly.alignment import align_skills, aligned_mean
 from tests.reporting.browser import Browser, titles
 from tests.reporting.conftest import HOSTILE
-from tests.reporting.fabricate import names, write_run, write_sweep
+from tests.reporting.fabricate import names, write_interventions, write_run, write_sweep
 
 READOUT = "#allocation .readout"
 MAP = "#allocation .map-scroll canvas"
@@ -241,6 +241,22 @@ def test_1600_tasks_are_drawn_as_far_as_they_are_in_sight(
     assert (
         browser.run("return document.querySelector('#allocation .map-scroll').scrollTop") > 20_000
     )
+
+
+def test_a_knockout_is_read_beside_its_allocation(
+    browser: Browser, page_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    write_interventions(tmp_path, tasks=names(3), skills=2)
+    browser.open(page_of(tmp_path))
+    assert browser.texts("main h2") == ["Knock-out", "Interventions"]
+    browser.run("document.querySelector('#knock-out .map-scroll').focus()")
+    browser.press(Keys.HOME, Keys.ARROW_DOWN, Keys.END)
+    assert browser.texts("#knock-out .readout") == [
+        "plural_0001 · skill 1 · allocation 2.500 \N{MULTIPLICATION SIGN} uniform · "
+        "change of exact_match without it -0.100 (-0.300 to 0.100)"
+    ]
+    assert browser.colours("#knock-out .map-scroll canvas") > 10
+    assert browser.texts("#interventions li") == ["The routing is used.", "Skill 1 is not."]
 
 
 def test_a_sweep_opens_and_compares_runs(

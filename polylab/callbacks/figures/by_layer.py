@@ -29,6 +29,7 @@ def draw_by_layer(
     title: str,
     shown: Sequence[str],
     columns: Sequence[str] | None = None,
+    entropy_of: str = "routing entropy",
 ) -> Figure:
     """Heatmap of each layer's usage x S, sorted from most to least used, and its routing entropy.
 
@@ -41,6 +42,7 @@ def draw_by_layer(
         title: Large.
         shown: Lines that say what is shown.
         columns: Their names if not 1, 2, ...
+        entropy_of: Words for it.
 
     Raises:
         ValueError: If the names do not fit the values.
@@ -62,7 +64,7 @@ def draw_by_layer(
     panels = [
         Panel(beside, draw_usage, 18, "rank of the skill within the layer", _USAGE),
         Panel(_ENTROPY, lambda axes: _draw_entropy(axes, entropy, rows), 18,
-              "routing entropy (1 = uniform)"),
+              f"{entropy_of} (1 = uniform)"),
     ]  # fmt: skip
     return Sheet(title, [*shown, *rows.words("layers")], layers, rows).draw(panels)
 

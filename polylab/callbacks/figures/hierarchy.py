@@ -69,7 +69,7 @@ def draw_hierarchy(
     )
     beside = Panel(_TREE, lambda axes: _draw_tree(axes, tree, rows, order=order))
     lines = [*shown, *rows.words()]
-    sheet = Sheet(title, lines, names, rows, bands and bands.ordered(order), beside)
+    sheet = Sheet(title, lines, names, rows, bands and bands.ordered(order), beside, all_names=True)
     return sheet.draw(panels)
 
 

@@ -121,7 +121,7 @@ class Rows:
 
 
 def label_rows(
-    axes: Axes, names: Sequence[str], rows: Rows, *, gap: int = 5, fine: bool = True
+    axes: Axes, names: Sequence[str], rows: Rows, *, gap: int = 5, fine: bool = False
 ) -> None:
     """Names beside the rows, `gap` px away: as many as have room; `fine`: in the vector all.
 

@@ -29,6 +29,7 @@ __all__ = [
     "SEQUENTIAL",
     "THIN",
     "canvas",
+    "fit_width",
     "heading",
     "pixels",
     "place",
@@ -60,7 +61,7 @@ BANDS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44A
 OTHER = "#BFC4CA"
 
 MIN_WIDTH = 660  # px that a heading's lines need
-FONT = 8.5
+FONT, TITLE = 8.5, 12.0
 FINE, THIN = "polylab-fine", "polylab-thin"  # what only the vector, the pixels show
 NAME_LIMIT = 32  # characters
 
@@ -85,6 +86,11 @@ def canvas(width: int, height: int) -> Figure:
     return figure
 
 
+def fit_width(title: str, width: int) -> int:
+    """`width`, or more where the title needs it."""
+    return max(width, MIN_WIDTH, text_width(title, TITLE, bold=True) + 28)
+
+
 def place(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
     """Axes at a rectangle in pixels from the top left corner."""
     w, h = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
@@ -95,7 +101,7 @@ def heading(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """Title at the top left and what is shown in smaller lines under it (58 px for two)."""
     w, h = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
     style = {"va": "top", "parse_math": False}
-    figure.text(14 / w, 1 - 12 / h, title, color=INK, fontsize=12, fontweight="bold", **style)
+    figure.text(14 / w, 1 - 12 / h, title, color=INK, fontsize=TITLE, fontweight="bold", **style)
     for i, line in enumerate(lines):
         figure.text(14 / w, 1 - (35 + 16 * i) / h, line, color=MUTED, fontsize=FONT, **style)
 

@@ -39,8 +39,8 @@ class HeatMap {
     pen.font = FONT;
     const widest = (texts) => texts.reduce((most, text) => Math.max(most, pen.measureText(text).width), 0);
     const some = rows.length > 500 ? rows.filter((_, i) => i % 7 === 0) : rows;
-    const nameWidth = Math.min(230, Math.max(40, widest(some.map((row) => names[row])) + 12));
-    const treeWidth = tree ? Math.min(230, Math.max(90, available * 0.2)) : 0;
+    const nameWidth = Math.min(280, Math.max(40, widest(some.map((row) => names[row])) + 12));
+    const treeWidth = tree && available > 560 ? Math.min(230, Math.max(90, available * 0.2)) : 0;
     const gaps = GAP * (Math.max(1, groups?.length ?? 1) - 1);
     const left = treeWidth + nameWidth + 8;
     const column = Math.max(7, Math.min(58, (available - left - gaps - 8) / columns.length));
@@ -106,7 +106,7 @@ class HeatMap {
     pen.beginPath();
     pen.rect(0, size.top, size.width, bottom - size.top);
     pen.clip();
-    if (view.tree) drawTree(pen, view.tree, { left: 2, width: size.treeWidth - 8, y, top: Math.max(size.top, y(0)), bottom: Math.min(bottom, y(view.rows.length)), ink: theme.muted, rule: theme.rule });
+    if (view.tree && size.treeWidth) drawTree(pen, view.tree, { left: 2, width: size.treeWidth - 8, y, top: Math.max(size.top, y(0)), bottom: Math.min(bottom, y(view.rows.length)), ink: theme.muted, rule: theme.rule });
     const columns = view.columns.map((_, c) => this.x(size, c));
     for (let i = first; i < last; i++) {
       for (let c = 0; c < columns.length; c++) {
@@ -159,7 +159,7 @@ class HeatMap {
     const { view } = this;
     pen.font = FONT;
     pen.fillStyle = theme.muted;
-    if (view.tree) {
+    if (view.tree && size.treeWidth) {
       Object.assign(pen, { textAlign: "left", textBaseline: "bottom" });
       pen.fillText(String(treeEnd(view.tree)), 2, size.top - 4);
       pen.textAlign = "right";

@@ -31,7 +31,7 @@ function sweepSections(data) {
     const keys = [...settings.slice(0, 6), ...varying.filter((name) => isScore(name)).slice(0, 3)];
     const parallel = keys.length > 1 ? parallelChart({ columns, rows, keys, picked, colour: score ?? keys[keys.length - 1] }) : null;
     picked.listeners.push(scatter.mark, ...(parallel ? [parallel.mark] : []));
-    parts.push({ title: "Scatter", node: scatter.node });
+    parts.push({ title: "Scatter", words: "A point for each run. Where a column has few values, equal points are moved aside.", node: scatter.node });
     if (parallel) parts.push({ title: "Settings and scores", words: "A line for each run; the ticked ones are thick.", node: parallel.node });
   }
   if (data.curves.some((own) => Object.keys(own).length)) parts.push({ title: "Curves", ...sweepCurves(data, picked, names) });
