@@ -21,7 +21,7 @@ METHODS, PROTOCOLS = (
     [o.stem for o in OPTIONS if o.parent.name == g] for g in ("adapt", "protocol")
 )
 # commands that have a configuration of their own, and the groups that only theirs use
-COMMANDS = ["adapt", "evaluate", "export", "report", "train"]
+COMMANDS = ["adapt", "evaluate", "export", "report", "train", "workspace"]
 
 
 @pytest.fixture(autouse=True)
