@@ -5,7 +5,7 @@ from polylab.config.paths import config_folder
 # Groups of the main job in the order of its defaults.
 GROUPS = (
     "experiment", "backbone", "adapter", "data", "module", "optim", "trainer", "callbacks",
-    "logger", "debug",
+    "logger", "search", "debug",
 )  # fmt: skip
 
 ADAPT_GROUPS = ("adapt", "protocol", "data", "module", "optim", "trainer")
@@ -30,7 +30,8 @@ Examples
 Flags
   --cfg job            print the configuration and stop (--resolve fills in references)
   --config-dir DIR     more options of your own, e.g. DIR/experiment/mine.yaml
-  -m, --multirun       a sweep: every combination of the comma-separated values
+  -m, --multirun       a sweep: every combination of the comma-separated values; given again with
+                       hydra.sweep.dir=ITS_FOLDER it goes on where it was killed
   --hydra-help         the flags of Hydra itself
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
