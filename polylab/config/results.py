@@ -39,7 +39,7 @@ def job_lock(folder: Path) -> FileLock:
 
 
 def given_overrides(hydra: DictConfig) -> list[str]:
-    """Return the overrides as they were typed: a reference in one is not the command's to resolve."""
+    """Return the overrides as they were typed, references in them unresolved."""
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return [str(override) for override in overrides]
