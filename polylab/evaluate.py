@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,15 @@ from polylab.config.errors import ConfigError, explain, user_mistakes, wants_tra
 from polylab.config.files import folder_names, read_json, write_config, write_text
 from polylab.config.help import evaluate_help
 from polylab.config.launch import job_folder, launch
-from polylab.config.suggest import hint, listing
-from polylab.evaluating.choices import SPLITS, STUDY, check_choices, check_folder, is_study
-from polylab.evaluating.preparation import evaluation_config, prepare
+from polylab.evaluating.choices import (
+    SPLITS,
+    STUDY,
+    check_choices,
+    check_folder,
+    chosen_tasks,
+    evaluation_config,
+    is_study,
+)
 from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
 from polylab.runs import label_sets, load_run, read_run, task_names
 from polylab.terminal.outcome import say_outcome
@@ -70,10 +75,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     config = run_config(cfg)
     known, labels = task_names(Path(cfg.run)), label_sets(Path(cfg.run), config)
     quiet_libraries()
-    source = chosen_tasks(cfg, read_tasks(config))
+    source = chosen_tasks(cfg.task, read_tasks(config))
     model, backbone = load_run(Path(cfg.run), config, trust_code=cfg.trust_code)
     neighbours = route_unknown(cfg, config, model, backbone.tokenizer, known=known, source=source)
     config.data.known_tasks = known
+    from polylab.evaluating.preparation import prepare
+
     evaluation = prepare(
         config,
         model,
@@ -85,7 +92,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         asks_answers=cfg.answers,
     )
     say_notes(evaluation)
-    about = evaluation.identity(Path(cfg.run)) | {"zero_shot": cfg.zero_shot}
+    about = evaluation.identity(Path(cfg.run))
+    about |= {"zero_shot": cfg.zero_shot, "answers": cfg.answers}
     if is_study(cfg):
         found = run_study(cfg, evaluation, folder=folder, about=about)
     else:
@@ -113,29 +121,6 @@ def run_config(cfg: DictConfig) -> DictConfig:
         precision=cfg.precision,
         enable_progress_bar=False if is_study(cfg) else None,
     )
-
-
-def chosen_tasks(cfg: DictConfig, source: ReadTasks | None) -> ReadTasks:
-    """Return the tasks that `task` names, all if it names none.
-
-    Raises:
-        ConfigError: If there is no such task.
-    """
-    if source is None:
-        raise ConfigError("this run's data has no tasks to evaluate · give data=...")
-    if cfg.task is None:
-        return source
-    collection = source()
-    wanted = [cfg.task] if isinstance(cfg.task, str) else [*cfg.task]
-    for name in wanted:
-        if name not in collection.names:
-            near = hint(str(name), collection.names)
-            raise ConfigError(
-                f"task={name}: the data has no such task{near} · valid: {listing(collection.names)}"
-            )
-    tasks = [task for task in collection.tasks if task.name in wanted]
-    skills = {n: v for n, v in (collection.skills or {}).items() if n in wanted} or None
-    return ReadTasks(replace(collection, tasks=tasks, skills=skills))
 
 
 def route_unknown(
@@ -208,15 +193,16 @@ def run_study(
     Raises:
         ConfigError: If a routing or the metric is unknown, or the folder is of another evaluation.
     """
-    from polylab.evaluating.asking import study, study_routings, with_learned
-    from polylab.evaluating.findings import show, write
+    from polylab.evaluating.asking import choose_metric, study, study_routings, with_learned
+    from polylab.evaluating.output import show, write
 
     if cfg.routing == STUDY:
-        routings, note = study_routings(evaluation.model)
+        routings, note = study_routings(evaluation)
     else:
         routings, note = with_learned(cfg.routing), None
     for routing in routings:
         evaluation.check_routing(routing)
+    choose_metric(evaluation, cfg.metric)
     files = folder_names(routings)
     journals = {
         routing: open_journal(folder, f"{JOURNALS}/{name}.jsonl", {**about, "routing": routing})

@@ -19,14 +19,17 @@ from polylab.config.suggest import hint, listing
 from polylab.parts import build_backbone, classifies
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
     from polylab import PolyModel
     from polylab.backbones import Backbone
+    from polylab.evaluating.study import Study
 
 __all__ = [
     "Run",
+    "find_layer",
     "label_sets",
     "load",
     "load_run",
@@ -79,7 +82,7 @@ class Run:
 
         weights = {name: w.float().cpu() for name, w in self.model.task_weights().items()}
         if layer is not None:
-            name = _layer(layer, list(weights))
+            name = find_layer(layer, list(weights))
             weights = {name: weights[name]}
         if split is not None:
             heads = min(w.shape[1] for w in weights.values())
@@ -91,6 +94,27 @@ class Run:
         frame.index.name, frame.columns.name = "task", "skill"
         frame.attrs["agreement"] = agreement
         return frame
+
+    def figure(
+        self, kind: str = "allocation", *, layer: str | None = None, split: int | None = None
+    ) -> "Figure":
+        """A picture of the routing, as the run's `figures/` has them; a notebook shows it.
+
+        Of a run routed by the input, that of the last look in its folder.
+
+        Args:
+            kind: `allocation`, `by_layer`, `task_hierarchy`, `task_similarity` or `layers` (maps
+                of single layers and heads).
+            layer: As in `allocation`; all if None.
+            split: A head; all if None.
+
+        Raises:
+            ValueError: If there is no such kind, layer or head, a hierarchy or similarity is asked
+                for of one task, or nothing was kept of a run that is routed by the input.
+        """
+        from polylab.drawing import draw
+
+        return draw(self, kind, layer=layer, split=split)
 
     def generate(
         self, texts: Sequence[str], *, task: str | None = None, **options: Any
@@ -129,6 +153,48 @@ class Run:
 
         return label_probabilities(self, texts, task=task)
 
+    def study(
+        self,
+        routings: Sequence[str] | None = None,
+        *,
+        split: str = "test",
+        examples_per_task: int | None = 16,
+        tasks: Sequence[str] | None = None,
+        answers: bool = True,
+        metric: str | None = None,
+    ) -> "Study":
+        """What changes when the routing is changed, on the same examples of the run's own data.
+
+        As `python -m polylab.evaluate run=RUN_DIR routing=study`, but with the weights as they are
+        in `model`, without mixed precision.
+
+        Args:
+            routings: Such as `["uniform", "drop:3"]`; all of a study if None. `learned` is added.
+            split: `test`, `validation` or `train`.
+            examples_per_task: At most so many; None is as in the run.
+            tasks: Only these.
+            answers: False takes the loss only, which is much cheaper.
+            metric: As `metric=` of the command.
+
+        Returns:
+            With `interventions` and `knockout` as data frames, `findings()` and `figure()`.
+
+        Raises:
+            ValueError: If a routing, the split, a task or the metric is unknown, or the data are
+                not there any more.
+        """
+        from polylab.studying import study_run
+
+        return study_run(
+            self,
+            routings,
+            split=split,
+            examples_per_task=examples_per_task,
+            tasks=tasks,
+            answers=answers,
+            metric=metric,
+        )
+
 
 def load(
     folder: str | PathLike[str], *, device: str | None = None, trust_code: bool = False
@@ -152,7 +218,12 @@ def load(
     return Run(place, config, names, metrics, model, backbone.tokenizer, labels)
 
 
-def _layer(name: str, layers: Sequence[str]) -> str:
+def find_layer(name: str, layers: Sequence[str]) -> str:
+    """Return the layer of this whole name, or the only one with this end.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
     found = [layer for layer in layers if layer == name or layer.endswith(f".{name}")]
     if name in layers or len(found) == 1:
         return name if name in layers else found[0]

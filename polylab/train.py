@@ -17,20 +17,22 @@ from polylab.config.checks import check_config
 from polylab.config.ddp import clean_environment, is_child
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
-from polylab.config.files import write_config, write_json
+from polylab.config.files import read_json, write_config, write_json
 from polylab.config.help import help_text
 from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
 from polylab.config.sweeps import closing_sweep
-from polylab.config.tracking import finished_logger
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
-from polylab.terminal.outcome import say_outcome, split_results
+from polylab.terminal.outcome import say_outcome, split_results, stopped_line
+from polylab.tracked import finished_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 log = logging.getLogger("polylab")
+
+_BY_SIGTERM = 143  # as a shell reports it: 128 + 15
 
 
 def main() -> None:
@@ -80,11 +82,12 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
-        with finished_logger(parts.logger):
+        with finished_logger(parts.logger, folder=folder):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
+                track_results(parts, folder=folder, kept=kept)
         if lead:
             say_outcome(folder, commands=True)
         return optimized_value(parts, cfg.optimized_metric)
@@ -108,10 +111,17 @@ def fit_and_test(parts: Parts, *, folder: Path, ckpt_path: str | None) -> str:
 
     Returns:
         Which weights these are, `best` or `last`; the module holds them.
+
+    Raises:
+        SystemExit: With a code, if a signal ends the training.
     """
     trainer, module, data = parts.trainer, parts.module, parts.data
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to ctrl-C, and to SIGTERM without a code
+        if trainer.is_global_zero:
+            log.error(stopped_line(folder, steps=trainer.global_step))
+        raise SystemExit(stop.code or _BY_SIGTERM) from None
     finally:
         save_mix(parts, folder=folder)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -161,7 +171,20 @@ def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> No
         seconds=seconds,
         trainable_parameters=count_trainable(parts.module),
         recovery=next(filter(None, recoveries), None),
+        categories=getattr(parts.data, "categories", None) or None,
     )
+
+
+def track_results(parts: Parts, *, folder: Path, kept: str) -> None:
+    """Log the adapter, the final figures and the scores as an artifact, where W&B tracks."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    if isinstance(parts.logger, WandbLogger):
+        from polylab.tracking import log_run_artifact
+
+        metrics = read_json(folder / "metrics.json")
+        scores = {split: (metrics.get(split) or {}).get("macro", {}) for split in ("val", "test")}
+        log_run_artifact(parts.logger, folder, kept=kept, metadata=scores)
 
 
 def optimized_value(parts: Parts, key: str) -> float | None:

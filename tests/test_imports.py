@@ -17,11 +17,14 @@ ARROWS: dict[str, set[str]] = {
     "training": {"poly"},
     "callbacks": {"poly", "training"},
     "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
-    "evaluating": {"backbones", "callbacks", "config", "data", "parts", "poly", "training"},
+    "evaluating": {
+        *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal", "training")
+    },
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
     "reporting": {"callbacks", "poly"},
     "testing": {"poly"},
+    "tracking": set(),
     "__init__": {"poly", "runs"},
 }
 PIECES = set(ARROWS) | {path.stem for path in ROOT.glob("*.py")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import callbacks
 import curve
 import decode
 import growth
@@ -13,7 +14,14 @@ import results
 import steps
 import torch
 
-KINDS = {"steps": steps, "decode": decode, "growth": growth, "curve": curve, "packing": packing}
+KINDS = {
+    "steps": steps,
+    "decode": decode,
+    "growth": growth,
+    "curve": curve,
+    "packing": packing,
+    "callbacks": callbacks,
+}
 
 
 def main() -> None:

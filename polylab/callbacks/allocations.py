@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -70,6 +70,9 @@ class AllocationSource:
         self._sums: dict[str, _Sums] = {}
         self._batches: set[tuple[int, int]] = set()
         self._gathered: Allocations | None = None
+        self._occasion: object = None
+        self._reading: Allocations | None = None
+        self._readers: set[int] = set()
 
     def observe(self, batch: Any, *, key: tuple[int, int]) -> None:
         """Ask an input router about a validation batch; a batch `key` counts once."""
@@ -108,6 +111,13 @@ class AllocationSource:
         tasks = list(range(next(iter(weights.values())).shape[0]))
         choices = task_choices(self._model.active_layers(), self._model.active_adapter)
         return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
+
+    def read_once(self, reader: object, occasion: Hashable) -> Allocations | None:
+        """As `read`, one reading for all readers on an occasion; who asks again gets a new one."""
+        if occasion != self._occasion or id(reader) in self._readers:
+            self._reading, self._occasion, self._readers = self.read(), occasion, set()
+        self._readers.add(id(reader))
+        return self._reading
 
     def _take(self, tasks: list[int]) -> list[int]:
         rows = []

@@ -97,7 +97,9 @@ class AllocationCallback(Callback, ABC):
         self._see(trainer, pl_module, Moment.END)
 
     def _see(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
-        allocations = None if self._source is None else self._source.read()
+        occasion = id(trainer), moment, trainer.global_step
+        source = self._source
+        allocations = None if source is None else source.read_once(self, occasion)
         if allocations is not None:
             words, tag = _name(trainer, moment)
             self.see(trainer, pl_module, Sight(allocations, moment, words, tag))

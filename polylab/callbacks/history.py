@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from polylab.callbacks.base import AllocationCallback, Moment, Sight, run_folder, task_names
-from polylab.callbacks.routing_statistics import evenly_spaced
 from polylab.callbacks.seen import Allocations
+from polylab.callbacks.spacing import evenly_spaced
 from polylab.poly.statistics import mean_over_heads, mean_over_layers
 from polylab.training.files import write_atomically
 

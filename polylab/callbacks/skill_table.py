@@ -22,7 +22,7 @@ from polylab.callbacks.base import (
     run_folder,
     task_names,
 )
-from polylab.callbacks.routing_statistics import evenly_spaced
+from polylab.callbacks.spacing import evenly_spaced
 
 __all__ = ["COLUMNS", "SkillTable", "allocation_rows"]
 

@@ -69,10 +69,19 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate_grad_batches": _COUNT,
     "callbacks.routing.max_layers": _NOT_NEGATIVE,
     "callbacks.routing.still": _SHARE,
+    "callbacks.routing.warn_after": _COUNT,
+    "callbacks.redundancy.dead_below": _SHARE,
+    "callbacks.redundancy.duplicate_above": _SHARE,
     "callbacks.history.max_cells": _COUNT,
     "callbacks.history.max_heads": _NOT_NEGATIVE,
+    "callbacks.gradients.every_n_validations": _COUNT,
+    "callbacks.gradients.examples_per_task": _COUNT,
+    "callbacks.gradients.max_tasks": ("must be at least 2", lambda value: value >= 2),
     "callbacks.recovery.n_permutations": _NOT_NEGATIVE,
     "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
+    "callbacks.use.examples_per_task": _NOT_NEGATIVE,
+    "callbacks.use.max_examples": _NOT_NEGATIVE,
+    "callbacks.use.margin": _SHARE,
     "callbacks.table.max_rows": ("must be from 1 to 200000", lambda value: 1 <= value <= 200_000),
     "callbacks.checkpoint.every_n_steps": _COUNT,
     "adapt.shots": _COUNT,
@@ -119,7 +128,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     problems = [*_missing(cfg), *_out_of_range(cfg), *_unknown_words(cfg), *_paths(cfg)]
     if not problems:  # what only makes sense of valid numbers
-        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_packing(cfg)]
+        problems = [*_steps(cfg), *_batches(cfg), *_monitor(cfg), *_gradients(cfg), *_packing(cfg)]
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -193,6 +202,16 @@ def _monitor(cfg: DictConfig) -> Iterator[str]:
             f"callbacks.checkpoint.monitor={monitor} with module.generate_every_n_validations=0: "
             "nothing is generated before the last step · set callbacks.checkpoint.monitor=val/loss "
             "and callbacks.checkpoint.mode=min, or generate every few validations"
+        )
+
+
+def _gradients(cfg: DictConfig) -> Iterator[str]:
+    """What is compared must be trained."""
+    node, trained = (OmegaConf.select(cfg, k) for k in ("callbacks.gradients", "adapter.trainable"))
+    if node and trained == "router":
+        yield (
+            "callbacks=gradients with adapter.trainable=router: gradients of the skills are "
+            "compared, and they are frozen · use callbacks=default, or train the skills"
         )
 
 

@@ -145,20 +145,34 @@ Keys
   run                folder of a finished run, runs/EXPERIMENT/DATE_TIME
   split              test (default), validation or train
   task               only this task, or these: task=[NAME,NAME]
-  routing            learned (default), uniform, rounded, top1, shuffled, task:NAME, drop:SKILL,
-                     drop:LAYER/SKILL
+  routing            learned (default), or what the weights of the skills are changed to:
+    uniform            all skills alike
+    rounded, top1      gates above 1/2 alone; the strongest skill of each head alone
+    shuffled           those of another task (mope: of another example)
+    task:NAME          those of this task, for all
+    drop:SKILL         without a skill, aligned over layers; drop:LAYER/SKILL in one layer
+    [NAME,NAME]        several: what changes against learned on the same examples
+    study              learned to shuffled, and drop:SKILL for every skill
+  answers            false: the loss only, without generating; much cheaper
+  metric             what a comparison is about (default: what the run's checkpoint was chosen by;
+                     of the knock-out the loss)
   zero_shot          how tasks are routed that the run does not know: mean, nearest, input
   batch_size, examples_per_task, accelerator, precision, trust_code
 
 Examples
   python -m polylab.evaluate run=RUN_DIR
   python -m polylab.evaluate run=RUN_DIR split=validation task=NAME
-  python -m polylab.evaluate run=RUN_DIR routing=uniform
+  python -m polylab.evaluate run=RUN_DIR routing=study examples_per_task=16
   python -m polylab.evaluate run=RUN_DIR data=mixture data.source.tasks=held_out zero_shot=mean
   python -m polylab.evaluate run=RUN_DIR data=jsonl data.path=DIR hydra.run.dir=FOLDER
 
-FOLDER gets metrics.json and predictions.jsonl. A killed evaluation goes on where it was when it is
-started again with the same hydra.run.dir.
+FOLDER gets metrics.json and predictions.jsonl; of a comparison those of learned, and its
+interventions.csv, knockout.csv, figures/knockout.png and .pdf, and findings.txt. A killed
+evaluation goes on where it was when it is started again with the same hydra.run.dir.
+
+Dropping a skill gives its weight to the others: a small change can mean that they stand in for it.
+A task that uses this skill alone gets what small weights it has for others, scaled up to 1 in sum;
+where these are 0 (adapter=private, fixed allocations) it is left to the backbone.
 
 Flags
   --cfg job            print the configuration and stop

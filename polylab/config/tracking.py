@@ -2,8 +2,7 @@
 
 import netrc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -18,7 +17,9 @@ from polylab.config.targets import build, check_targets
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-_WANDB = "lightning.pytorch.loggers.WandbLogger"
+_OURS = "polylab.tracking.PatientWandbLogger"
+_LONGEST_NAME = 120  # W&B takes 128
+_WANDB = ("lightning.pytorch.loggers.WandbLogger", _OURS)
 
 
 def has_credentials() -> bool:
@@ -62,13 +63,16 @@ def build_logger(cfg: DictConfig, *, folder: Path, sweep: Path | None) -> "Logge
         return None
     check_targets(cfg.logger, key="logger")
     parts: dict[str, Any] = {"save_dir": str(folder)}
-    if cfg.logger.get("_target_") != _WANDB:
+    if cfg.logger.get("_target_") not in _WANDB:
         return build(cfg.logger, key="logger", parts=parts)
     import wandb
 
     node = OmegaConf.to_container(cfg.logger, resolve=True)
     assert isinstance(node, dict)
     node["tags"] = list(dict.fromkeys(str(tag) for tag in (*node.get("tags", ()), *cfg.tags)))
+    overrides = list(HydraConfig.get().overrides.task)
+    if not any(override.startswith("logger.name=") for override in overrides):
+        node["name"] = told_apart(node.get("name"), overrides, sweep=sweep)
     node.setdefault("group", cfg.name if sweep is None else f"{cfg.name}-{sweep.name}")
     with user_mistakes("logger"):
         # the library speaks many lines; a run has one of its own at the end
@@ -79,29 +83,41 @@ def build_logger(cfg: DictConfig, *, folder: Path, sweep: Path | None) -> "Logge
     return logger
 
 
+def told_apart(name: str | None, overrides: list[str], *, sweep: Path | None) -> str | None:
+    """Return the name with what this job of a sweep changes: `flan_poly-s0 n_skills=4`.
+
+    The seed and the recipe are in the name already, and places say nothing.
+    """
+    if name is None or sweep is None:
+        return name
+    changes = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        word = key.rpartition(".")[2]
+        if word not in ("seed", "experiment", "path", "dir") and "/" not in value:
+            changes.append(f"{word}={value}")
+    given = [*dict.fromkeys(changes)]
+    swept = [change for change in given if not _is_given(change, overrides_of_command())]
+    text = " ".join([name, *swept])
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 2]}.."
+
+
+def overrides_of_command() -> list[str]:
+    """Return what the command line says, the same for all jobs of the sweep."""
+    return [argument for argument in sys.argv[1:] if "=" in argument]
+
+
+def _is_given(change: str, arguments: list[str]) -> bool:
+    """Say whether the command gives this very value, so that it is the same in all jobs."""
+    return any(argument.lstrip("+~").endswith(change) for argument in arguments)
+
+
 def run_config(cfg: DictConfig) -> dict[str, Any]:
     """Return the resolved configuration and the overrides that led to it, as plain containers."""
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     overrides = OmegaConf.to_container(HydraConfig.get().overrides.task)
     return {str(key): value for key, value in config.items()} | {"hydra_overrides": overrides}
-
-
-@contextmanager
-def finished_logger(logger: "Logger | None") -> Iterator[None]:
-    """End the W&B run whatever happens, marked as failed if an exception passes."""
-    code = 1
-    try:
-        yield
-        code = 0
-    finally:
-        from lightning.pytorch.loggers import WandbLogger
-
-        if isinstance(logger, WandbLogger):  # the others also work where wandb is not installed
-            import wandb
-
-            # a second run in this process would otherwise go on in the first one
-            wandb.finish(exit_code=code)
 
 
 def offline_run(folder: Path) -> Path | None:

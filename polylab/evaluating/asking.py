@@ -11,37 +11,35 @@ from omegaconf import OmegaConf
 
 from polylab.config.errors import ConfigError
 from polylab.config.suggest import hint
-from polylab.evaluating.choices import LEARNED, STUDY
+from polylab.evaluating.choices import CHANGES, LEARNED, STUDY
 from polylab.evaluating.preparation import Evaluation
-from polylab.evaluating.scores import Asked, Scores, effects, metric_names
+from polylab.evaluating.scores import LOSS, Asked, Scores, effects, metric_names
 from polylab.evaluating.study import Allocation, Study, dropped_skills
 
 if TYPE_CHECKING:
-    from polylab import PolyModel
     from polylab.training.journal import Answers, Journal
 
 __all__ = ["choose_metric", "study", "study_routings", "with_learned"]
 
-_CHANGES = ("rounded", "top1", "uniform", "shuffled")
 
-
-def study_routings(model: PolyModel) -> tuple[list[str], str | None]:
+def study_routings(evaluation: Evaluation) -> tuple[list[str], str | None]:
     """What a study compares, and why it takes no skills away, where it does not.
 
     Raises:
         ConfigError: If there is no routing to change.
     """
+    model = evaluation.model
     config = model.config_of(model.active_adapter)
     if config.bank_size < 2:
         raise ConfigError(
             f"routing={STUDY}: this adapter has one skill, so there is no routing to change"
         )
-    found = [LEARNED, *_CHANGES]
+    found = [LEARNED, *CHANGES]
     if config.n_tasks < 2 and not model.is_input_routed:
         found.remove("shuffled")
     drops = [f"drop:{k}" for k in range(config.bank_size)]
     try:
-        with model.routing(drops[0]):
+        with evaluation.routed(drops[0]):
             return [*found, *drops], None
     except ValueError as error:
         return found, str(error)
@@ -52,14 +50,16 @@ def with_learned(routings: Sequence[str]) -> list[str]:
     return [LEARNED, *(name for name in routings if name != LEARNED)]
 
 
-def choose_metric(evaluation: Evaluation, asked: Sequence[Asked], metric: str | None) -> str:
+def choose_metric(evaluation: Evaluation, metric: str | None) -> str:
     """The metric that a study is about: by default the one that the run's checkpoint was chosen by.
+
+    Without answers, or if that is none of an evaluation, the loss or the first score.
 
     Raises:
         ConfigError: If there is no such one.
     """
     module = evaluation.module
-    names = metric_names(asked, [] if module.losses_only else module.text_metrics)
+    names = metric_names(evaluation.asked, [] if module.losses_only else module.text_metrics)
     if metric is None:
         monitor = OmegaConf.select(evaluation.config, "callbacks.checkpoint.monitor") or ""
         chosen = str(monitor).removeprefix("val/")
@@ -86,16 +86,16 @@ def study(
     Args:
         evaluation: Of the run.
         journals: By routing, `learned` first; what they hold is not asked again.
-        metric: Of the figure and the sentences; see `choose_metric`.
+        metric: See `choose_metric`; of the knock-out too, which is else by the loss: it says more
+            of the few examples of a cell.
         note: Why no skill is taken away.
         say: Told how much there is to do, and after each routing.
 
     Raises:
         ConfigError: If a routing or the metric is unknown.
     """
-    module, routings = evaluation.module, [*journals]
-    asked = [Asked.of(batch) for batch in evaluation.loader]
-    chosen = choose_metric(evaluation, asked, metric)
+    module, routings, asked = evaluation.module, [*journals], evaluation.asked
+    chosen = choose_metric(evaluation, metric)
     n_examples = sum(len(batch.rows) for batch in asked)
     say(f"{len(routings)} routings x {n_examples:,} examples of {_count_tasks(asked):,} tasks")
     result, predictions = {}, []
@@ -115,8 +115,9 @@ def study(
         [*routings],
         scores.metrics,
         chosen,
+        LOSS if metric is None else chosen,
         n_examples,
-        allocation=_allocation(evaluation.model, scores, dropped_skills(routings)),
+        allocation=_allocation(evaluation, scores, dropped_skills(routings)),
         by_input=evaluation.model.is_input_routed,
         note=note,
         result=result,
@@ -124,8 +125,8 @@ def study(
     )
 
 
-def _allocation(model: PolyModel, scores: Scores, skills: Sequence[int]) -> Allocation | None:
-    return Allocation.of(model, np.unique(scores.tasks)) if skills else None
+def _allocation(evaluation: Evaluation, scores: Scores, skills: Sequence[int]) -> Allocation | None:
+    return Allocation.of(evaluation.allocations, np.unique(scores.tasks)) if skills else None
 
 
 def _count_tasks(asked: Sequence[Asked]) -> int:

@@ -1,24 +1,23 @@
-"""A study in words and as a table."""
+"""What a study found, in sentences."""
 
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polylab.config.files import write_text
+from polylab.evaluating.picture import in_words
 from polylab.evaluating.scores import LOSS
 from polylab.evaluating.study import sign
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from polylab.evaluating.study import Study
 
-__all__ = ["Verdict", "findings", "margin", "show", "table", "verdict", "write"]
+__all__ = ["Verdict", "findings", "judge", "margin", "verdict"]
 
 MARGIN = 0.01  # of a score from 0 to 1
 LOSS_MARGIN = 0.05  # share of the learned loss
+_ENOUGH = 5  # examples of a task: of one, every resample is the same
+_CLEAR, _WEAK = 0.5, 0.2  # correlations
 
 
 class Verdict(Enum):
@@ -45,6 +44,21 @@ def verdict(study: Study, routing: str, metric: str) -> Verdict:
     if low > 0:
         return Verdict.BETTER
     return Verdict.WORSE if high < 0 else Verdict.OPEN
+
+
+def judge(study: Study, routing: str) -> tuple[Verdict, bool]:
+    """Of a routing, by the study's metric; where that shows nothing, by the loss.
+
+    The loss moves where no answer does yet: a score can stay at 0.
+
+    Returns:
+        The verdict, and whether the loss alone shows it.
+    """
+    found, by_loss = (verdict(study, routing, metric) for metric in (study.metric, LOSS))
+    if found in (Verdict.WORSE, Verdict.BETTER) or found is by_loss:
+        return found, False
+    moved = by_loss in (Verdict.WORSE, Verdict.BETTER)
+    return (by_loss, True) if moved else (Verdict.OPEN, False)
 
 
 _SAYS: dict[str, dict[Verdict, str]] = {
@@ -78,10 +92,11 @@ _ROWS_ROUTED = "another example's"  # what an input router is given instead of a
 
 def findings(study: Study) -> list[str]:
     """What was found, a sentence each."""
-    said = []
+    said = _caution(study)
     for routing, words in _SAYS.items():
         if routing in study.routings:
-            sentence = words[verdict(study, routing, study.metric)]
+            found, by_loss = judge(study, routing)
+            sentence = words[found] + (", by the loss alone" if by_loss else "")
             if study.by_input:
                 sentence = sentence.replace("another task's", _ROWS_ROUTED)
             said.append(f"{sentence}: {_evidence(study, routing)}.")
@@ -90,6 +105,17 @@ def findings(study: Study) -> list[str]:
     elif study.note:
         said.append(f"No knock-out: {study.note}")
     return said
+
+
+def _caution(study: Study) -> list[str]:
+    """What to know of the intervals before they are read."""
+    each = study.n_examples / len(study.effects.tasks)
+    if each >= _ENOUGH:
+        return []
+    return [
+        f"The intervals are too narrow: they resample each task's examples, of which there are "
+        f"{each:.3g} on average; {_ENOUGH} or more are needed."
+    ]
 
 
 def _evidence(study: Study, routing: str) -> str:
@@ -105,16 +131,19 @@ def _change(study: Study, routing: str, metric: str) -> str:
 
 def _spared(study: Study) -> str:
     """Which skills nobody misses."""
-    verdicts = {k: verdict(study, f"drop:{k}", study.metric) for k in study.skills}
+    verdicts = {k: judge(study, f"drop:{k}")[0] for k in study.skills}
     spared = [str(k) for k, found in verdicts.items() if found in (Verdict.SAME, Verdict.BETTER)]
     missed = [str(k) for k, found in verdicts.items() if found is Verdict.WORSE]
-    parts = [
-        f"tasks miss {len(missed)} ({', '.join(missed)})" if missed else "tasks miss none",
-        f"{len(spared)} can go ({', '.join(spared)})" if spared else "none can go",
-    ]
     left = len(verdicts) - len(missed) - len(spared)
-    rest = f", {left} cannot be told" if left else ""
-    return f"Of {len(verdicts)} skills taken away one at a time, {' and '.join(parts)}{rest}."
+    rest = f", of {left} it cannot be told" if left else ""
+    return (
+        f"Of the skills taken away one at a time, {_named(missed)} of {len(verdicts)} are missed "
+        f"and {_named(spared)} are not{rest}."
+    )
+
+
+def _named(skills: list[str]) -> str:
+    return f"{len(skills)} ({', '.join(skills)})" if skills else "none"
 
 
 def _correlation(study: Study) -> str:
@@ -123,61 +152,18 @@ def _correlation(study: Study) -> str:
     pearson, spearman, cells = study.correlations()
     if pearson != pearson:
         return "Allocation and loss of score cannot be compared: one is the same everywhere."
-    means = (
-        "what a task weighs is what it misses"
-        if min(pearson, spearman) >= 0.5
-        else "the map says something about what a task misses"
-        if min(pearson, spearman) >= 0.2
-        else "the map does not say what a task misses"
-    )
     return (
-        f"Allocation against loss of {study.metric}: Pearson {pearson:.2f}, Spearman "
-        f"{spearman:.2f} over {cells:,} cells: {means}."
+        f"{_meaning(min(pearson, spearman))}: allocation against lost {in_words(study.cell_metric)}"
+        f", Pearson {pearson:.2f}, Spearman {spearman:.2f} over {cells:,} cells of task and skill."
     )
 
 
-def table(study: Study) -> Table:
-    """A row for each routing: the metric and its change, and the loss, with their intervals."""
-    from rich.table import Table
-
-    found = Table(title=f"{study.metric} by routing, 95 % intervals, changes paired by example")
-    found.add_column("routing")
-    metrics = [*dict.fromkeys([study.metric, LOSS])]
-    for metric in metrics:
-        found.add_column(metric, justify="right")
-        found.add_column("change", justify="right")
-    for r, routing in enumerate(study.routings):
-        cells = [routing]
-        for metric in metrics:
-            m = study.metrics.index(metric)
-            cells.append(_cell(study.effects.macro, (r, m), ".3f"))
-            cells.append(_cell(study.effects.change, (r, m), "+.3f") if r else "-")
-        found.add_row(*cells)
-    return found
-
-
-def show(study: Study) -> None:
-    """Print the table, what was found and where to look."""
-    from rich.console import Console
-
-    Console().print(table(study))
-    for sentence in study.findings():
-        print(f"- {sentence}", flush=True)
-
-
-def write(study: Study, folder: Path) -> None:
-    """Write `interventions.csv` and `findings.txt`; with a knock-out its table and figure too."""
-    write_text(folder / "interventions.csv", study.interventions.to_csv(index=False))
-    write_text(folder / "findings.txt", "".join(f"{line}\n" for line in study.findings()))
-    if not study.skills:
-        return
-    write_text(folder / "knockout.csv", study.knockout.to_csv(index=False))
-    figure = study.figure()
-    (folder / "figures").mkdir(exist_ok=True)
-    for form in ("png", "pdf"):
-        figure.savefig(folder / "figures" / f"knockout.{form}")
-
-
-def _cell(estimate: object, at: tuple[int, int], form: str) -> str:
-    value, low, high = (float(getattr(estimate, x)[at]) for x in ("value", "low", "high"))
-    return f"{value:{form}}\n{low:{form}} to {high:{form}}"
+def _meaning(correlation: float) -> str:
+    if correlation >= _CLEAR:
+        return "Tasks miss the skills that they weigh most"
+    if correlation >= _WEAK:
+        return "Tasks miss somewhat more the skills that they weigh most"
+    return (
+        "Tasks do not miss more the skills that they weigh most (others stand in for them, or the "
+        "map means little)"
+    )

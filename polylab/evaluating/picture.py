@@ -31,10 +31,10 @@ def draw(study: Study) -> Figure:
         skills=[str(k) for k in skills],
         title=f"What {tasks} tasks lose when a skill is taken away",
         shown=[
-            f"allocation and lost {in_words(study.metric)}: Pearson {_number(pearson)}, Spearman "
-            f"{_number(spearman)} over {cells:,} cells",
-            f"skills aligned over layers, agreement {_number(allocation.agreement)} · "
-            f"{study.n_examples:,} examples · the other skills take over the share",
+            f"{in_words(study.cell_metric)} · with the allocation: Pearson {_number(pearson)}, "
+            f"Spearman {_number(spearman)} over {cells:,} cells",
+            f"aligned skills, agreement {_number(allocation.agreement)} · {study.n_examples:,} "
+            "examples · the other skills share the weight of the one taken away",
         ],
         order=allocation.order,
     )

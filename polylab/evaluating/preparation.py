@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from polylab.callbacks.allocations import AllocationSource
 from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.targets import build
 from polylab.evaluating.identity import adapter_digest, config_digest, examples_digest
+from polylab.evaluating.scores import Asked
 from polylab.parts import ReadTasks, build_data, build_optim, build_trainer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from polylab import PolyModel
     from polylab.backbones import Backbone
+    from polylab.callbacks.seen import Allocations
     from polylab.training import PolyModule
     from polylab.training.journal import Journal
 
-__all__ = ["Evaluation", "evaluation_config", "prepare"]
+__all__ = ["Evaluation", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,9 @@ class Evaluation:
         """
         self.check_routing(routing)
         self.module.journal = journal
-        with self.model.routing(routing):
-            ask = self.module.trainer.test if self._passed == "test" else self._validate
+        with self.routed(routing):
+            trainer = self.module.trainer
+            ask = trainer.test if self._passed == "test" else trainer.validate
             ask(self.module, dataloaders=self.loader, verbose=False)
 
     def check_routing(self, routing: str) -> None:
@@ -62,7 +70,7 @@ class Evaluation:
         Raises:
             ConfigError: If `routing` is unknown, or does not fit the batches.
         """
-        with user_mistakes(""), self.model.routing(routing):
+        with user_mistakes(""), self.routed(routing):
             pass
         if routing == "shuffled" and self.model.is_input_routed:
             alone = [batch for batch in self.loader.batch_sampler if len(batch) < 2]
@@ -72,6 +80,34 @@ class Evaluation:
                     f"and {len(alone)} of {len(self.loader)} batches have one row · give "
                     "batch_size=2 or more, and 2 examples or more"
                 )
+
+    def routed(self, routing: str) -> AbstractContextManager[PolyModel]:
+        """The model under the routing; skills are matched by `allocations`."""
+        return self.model.routing(routing, task_weights=self._matched_by(routing))
+
+    def _matched_by(self, routing: str) -> dict[str, Tensor] | None:
+        drops = routing.startswith("drop:") and "/" not in routing
+        return self.allocations.weights if drops and self.model.is_input_routed else None
+
+    @cached_property
+    def allocations(self) -> Allocations:
+        """What the tasks' skills weigh; of an input router means over the first examples.
+
+        Of all tasks; of an input router, of those that have examples.
+        """
+        source, trainer = AllocationSource(self.model), self.module.trainer
+        if self.model.is_input_routed:
+            self.model.to(trainer.strategy.root_device).eval()
+            for i, batch in enumerate(self.loader):
+                source.observe(trainer.strategy.batch_to_device(batch), key=(0, i))
+        found = source.read()
+        assert found is not None
+        return found
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """What is known of the batches before they are answered."""
+        return [Asked.of(batch) for batch in self.loader]
 
     @property
     def result(self) -> dict[str, Any]:
@@ -100,43 +136,6 @@ class Evaluation:
         """What the module calls the split."""
         return "test" if self.split == "test" else "val"
 
-    @property
-    def _validate(self) -> Any:
-        return self.module.trainer.validate
-
-
-def evaluation_config(
-    config: DictConfig,
-    *,
-    split: str,
-    examples_per_task: int | None = None,
-    batch_size: int | None = None,
-    **trainer: Any,
-) -> DictConfig:
-    """A run's configuration on one device, with all predictions.
-
-    Args:
-        config: The run's.
-        split: `test`, `validation` or `train`.
-        examples_per_task: Bounds the split; None is as in the run.
-        batch_size: None is the run's.
-        trainer: What else is changed of it; None leaves a value.
-    """
-    changes: dict[str, Any] = {
-        "trainer": {"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False}
-        | {name: value for name, value in trainer.items() if value is not None},
-        "module": {"predictions_per_task": None},
-        "data": {},
-    }
-    if batch_size is not None:
-        changes["data"]["eval_batch_size"] = batch_size
-    if examples_per_task is not None:
-        key = "test_examples_per_task" if split == "test" else "eval_examples_per_task"
-        changes["data"][key] = examples_per_task
-    merged = OmegaConf.merge(config, changes)
-    assert isinstance(merged, DictConfig)
-    return merged
-
 
 def prepare(
     config: DictConfig,
@@ -152,7 +151,7 @@ def prepare(
     """Build the data, the module and the trainer around a run's model.
 
     Args:
-        config: Of `evaluation_config`, with the run's tasks in `data.known_tasks`.
+        config: Of `choices.evaluation_config`, with the run's tasks in `data.known_tasks`.
         model: The run's.
         backbone: Under it.
         source: The tasks.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from polylab.evaluating.scores import LOSS, Effects
+from polylab.evaluating.scores import LOSS, Effects, Estimate
 from polylab.poly.alignment import aligned_mean
 from polylab.poly.statistics import task_similarity
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from polylab import PolyModel
+    from polylab.callbacks.seen import Allocations
 
 __all__ = ["Allocation", "Study", "dropped_skills", "sign"]
 
@@ -42,16 +42,16 @@ class Allocation:
     order: list[int]
 
     @staticmethod
-    def of(model: PolyModel, tasks: Int[ndarray, " tasks"]) -> Allocation:
+    def of(found: Allocations, tasks: Int[ndarray, " tasks"]) -> Allocation:
         """Of the tasks with these ids.
 
         Raises:
-            ValueError: If tasks have no weights of their own, or none that can be aligned.
+            ValueError: If the layers cannot be aligned.
         """
-        weights = {n: w.detach().float().cpu() for n, w in model.task_weights().items()}
-        mean, agreement = aligned_mean(weights)
-        similarity = task_similarity({name: w[tasks] for name, w in weights.items()}).numpy()
-        relative = (mean[tasks] * mean.shape[1]).numpy()
+        mean, agreement = aligned_mean(found.weights)
+        rows = [found.task_ids.index(task) for task in tasks.tolist()]
+        similarity = task_similarity({name: w[rows] for name, w in found.weights.items()}).numpy()
+        relative = (mean[rows] * mean.shape[1]).numpy()
         return Allocation(relative, agreement, _order(similarity))
 
 
@@ -69,7 +69,8 @@ class Study:
         effects: Scores and changes with their intervals.
         routings: `learned` first.
         metrics: `loss` first.
-        metric: That the figure and the sentences are about.
+        metric: That the table and the sentences are about.
+        cell_metric: That the knock-out of single tasks is about.
         n_examples: Of all tasks together.
         allocation: Of the tasks in `effects.tasks`, if skills were taken away.
         by_input: Whether the router reads the input: `shuffled` exchanges examples then.
@@ -82,6 +83,7 @@ class Study:
     routings: list[str]
     metrics: list[str]
     metric: str
+    cell_metric: str
     n_examples: int
     allocation: Allocation | None = None
     by_input: bool = False
@@ -99,9 +101,9 @@ class Study:
         """Means over tasks by routing and metric, and their paired changes to `learned`."""
         from pandas import DataFrame
 
-        found = (self.effects.macro, self.effects.change)
+        macro, change = self.effects.macro, self.effects.change
         rows = [
-            (routing, metric, *(x[r, m] for part in found for x in part.numbers))
+            (routing, metric, *_cell(macro, r, m), *_cell(change, r, m))
             for r, routing in enumerate(self.routings)
             for m, metric in enumerate(self.metrics)
         ]
@@ -121,7 +123,7 @@ class Study:
             raise ValueError(f"there is no knock-out: {self.note or _NO_DROP}")
         found, share = self.effects.task_change, self.allocation.relative
         rows = [
-            (task, k, metric, *(x[t, r, m] for x in found.numbers), share[t, k])
+            (task, k, metric, *_cell(found, t, r, m), float(share[t, k]))
             for t, task in enumerate(self.effects.tasks)
             for k, r in self._places
             for m, metric in enumerate(self.metrics)
@@ -131,8 +133,12 @@ class Study:
         return DataFrame(rows, columns=names)
 
     def gain(self, metric: str | None = None) -> Float[ndarray, "tasks skills"]:
-        """What each task gains when a skill is taken away: higher is better, of the loss too."""
-        m, places = self.metrics.index(metric or self.metric), [r for _, r in self._places]
+        """What each task gains when a skill is taken away: higher is better, of the loss too.
+
+        Args:
+            metric: `cell_metric` if None.
+        """
+        m, places = self.metrics.index(metric or self.cell_metric), [r for _, r in self._places]
         return self.effects.task_change.value[:, places, m] * sign(self.metrics[m])
 
     @property
@@ -145,17 +151,18 @@ class Study:
 
         NaN where one of both is the same everywhere.
         """
-        from scipy.stats import pearsonr, rankdata
+        from scipy.stats import rankdata
 
         assert self.allocation is not None
         shares = self.allocation.relative[:, self.skills].ravel()
         losses = -self.gain().ravel()
         known = ~np.isnan(losses)
-        pair = shares[known], losses[known]
-        if any(len(x) < 2 or np.ptp(x) < 1e-12 for x in pair):
-            return float("nan"), float("nan"), int(known.sum())
-        ranks = [rankdata(x) for x in pair]
-        return float(pearsonr(*pair)[0]), float(pearsonr(*ranks)[0]), int(known.sum())
+        both = np.stack([shares[known], losses[known]])
+        if both.shape[1] < 2 or np.ptp(both, axis=1).min() < 1e-12:
+            return float("nan"), float("nan"), both.shape[1]
+        ranks = np.stack([rankdata(x) for x in both])
+        pearson, spearman = (float(np.corrcoef(x)[0, 1]) for x in (both, ranks))
+        return pearson, spearman, both.shape[1]
 
     def figure(self) -> Figure:
         """The knock-out matrix beside the allocations, rows in the order of the task hierarchy.
@@ -178,6 +185,12 @@ def dropped_skills(routings: Sequence[str]) -> list[int]:
     """The aligned skills that `drop:SKILL` names among them."""
     dropped = [r.removeprefix("drop:") for r in routings if r.startswith("drop:")]
     return [int(skill) for skill in dropped if "/" not in skill]
+
+
+def _cell(found: Estimate, *at: int) -> tuple[float, float, float]:
+    """One value and its bounds."""
+    value, low, high = (float(x[at]) for x in found.numbers)
+    return value, low, high
 
 
 def sign(metric: str) -> int:

@@ -1,6 +1,12 @@
 """What-if changes of a trained routing: `model.routing("uniform")` and the like.
 
 Under an intervention no noise is added, in training mode neither.
+
+`drop:SKILL` divides the other weights by their sum plus `EPS`, so that they add up to 1 again: what
+it shows is how well the others do without the skill, not what the skill does by itself. Of a task
+that uses this skill alone, the others' weights are scaled up however small they are (a sigmoid is
+never 0); where they are all 0 (one-hot rows: `private`, `custom`) there is no update, and the task
+is left to the backbone.
 """
 
 from __future__ import annotations
@@ -53,7 +59,8 @@ class Subject:
         n_tasks: Number of tasks.
         task_names: Names by id, where known.
         skill_counts: Number of skills of each layer, by its name.
-        task_weights: The learned weights by layer; called for `drop:SKILL` only.
+        task_weights: Weights of tasks by layer; called for `drop:SKILL` only.
+        can_match: Whether there are any, to match the skills of layers by.
     """
 
     router: Router
@@ -61,6 +68,7 @@ class Subject:
     task_names: Sequence[str] | None
     skill_counts: Mapping[str, int]
     task_weights: Callable[[], Mapping[str, Float[Tensor, "tasks splits skills"]]]
+    can_match: bool
 
 
 def parse_intervention(spec: str, subject: Subject) -> Intervention | None:
@@ -155,10 +163,11 @@ def _dropped_skills(
     if where:
         layer = _find_layer(where, subject)
         return {layer: _skill_index(skill, subject.skill_counts[layer])}
-    if not subject.router.needs_task_ids and subject.router.reads:
+    if not subject.can_match:
         raise ValueError(
             f"routing 'drop:{skill}': skills of different layers are matched by their tasks, and "
-            "this adapter is not routed by task. Give drop:LAYER/SKILL."
+            "this adapter is routed by the input. Give drop:LAYER/SKILL, or task_weights=, mean "
+            "weights of some tasks' examples."
         )
     if isinstance(subject.router, CPolyRouter):
         raise ValueError(
@@ -184,7 +193,7 @@ def _find_layer(name: str, subject: Subject) -> str:
 def _skill_index(text: str, n_skills: int) -> int:
     if not text.isdecimal() or int(text) >= n_skills:
         raise ValueError(
-            f"routing 'drop:': no skill {text!r}. Give an index from 0 to {n_skills - 1}."
+            f"routing 'drop:{text}': no skill {text!r}. Give an index from 0 to {n_skills - 1}."
         )
     return int(text)
 

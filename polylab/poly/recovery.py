@@ -8,7 +8,7 @@ every score comes with a baseline: the same procedure on `M` with its tasks perm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor
 
-from polylab.poly.statistics import aligned_mean, mean_over_layers, task_similarity
+from polylab.poly.statistics import aligned_mean, task_similarity
 
 __all__ = ["match_to_truth", "recovery", "unidentifiable_skills"]
 
@@ -46,7 +46,7 @@ def recovery(
         truth: `M[t, k]`: task `t` needs skill `k`; rows in the order of the weights' tasks.
         names: Of the true skills; default `"0"`, `"1"`, ...
         n_permutations: Of the tasks, for the baselines; 0 leaves the baselines out. The time grows
-            as permutations x layers x heads (200 x 48 take about half a second).
+            as permutations x layers x heads.
         seed: Of the permutations.
 
     Returns:
@@ -60,18 +60,25 @@ def recovery(
         ValueError: If the tasks differ in number, `names` does not fit, or no column of `M` varies.
     """
     names = _check(weights, truth, names)
-    columns = _distinct_columns(truth).T
-    maps = {name: [_Ranked(w[:, q]) for q in range(w.shape[1])] for name, w in weights.items()}
-    mean_map = _Ranked(aligned_mean(weights)[0])
-    scored = _scorer(maps, mean_map, weights)
     m = truth.cpu().numpy()
-    result: dict[str, Any] = dict(scored(columns, m))
-    result["best_layer"] = max(maps, key=lambda name: _layer_score(maps[name], columns))
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(m)) for _ in range(n_permutations)]
-    runs = [scored(columns[order], m[order]) for order in orders]
-    for key in runs[0] if runs else ():
-        result[f"{key}_baseline"] = float(np.mean([run[key] for run in runs]))
+    orders = np.stack(
+        [np.arange(len(m)), *(rng.permutation(len(m)) for _ in range(n_permutations))]
+    )
+    columns = _distinct_columns(truth).T[
+        orders
+    ]  # permutations tasks true_skills, the true one first
+    by_layer = np.stack([_mean_over_heads(w, columns) for w in weights.values()])  # layers perms
+    scores = {
+        "aligned": _auroc(_map_of(aligned_mean(weights)[0]), columns),
+        "mean": by_layer.mean(0),
+        "best": by_layer.max(0),
+        "similarity": _similarities(weights, m, orders),
+    }
+    result: dict[str, Any] = {key: float(values[0]) for key, values in scores.items()}
+    result["best_layer"] = [*weights][int(by_layer[:, 0].argmax())]
+    if n_permutations:
+        result |= {f"{key}_baseline": float(values[1:].mean()) for key, values in scores.items()}
     result["n_permutations"] = n_permutations
     result["unidentifiable"] = unidentifiable_skills(truth, names)
     return result
@@ -104,52 +111,71 @@ def match_to_truth(
 
     Of equal columns of `truth` each gets a skill of its own while there are enough.
     """
-    scores = _Ranked(mean).correlate(truth.double().cpu().numpy())
+    scores = _correlations(_map_of(mean), truth.double().cpu().numpy())
     rows, cols = linear_sum_assignment(scores, maximize=True)
     found = dict(zip(cols.tolist(), rows.tolist(), strict=True))
     return [found.get(k) for k in range(truth.shape[1])]
 
 
-class _Ranked:
-    """One tasks x skills map, prepared to be scored against many matrices."""
-
-    def __init__(self, w: Float[Tensor, "tasks skills"]) -> None:
-        self.w = w.detach().double().cpu().numpy()
-        self.unit = _unit(self.w)
-
-    def correlate(self, m: np.ndarray) -> np.ndarray:
-        return self.unit.T @ _unit(m)  # skills, true skills
-
-    def auroc(self, m: np.ndarray) -> float:
-        rows, cols = linear_sum_assignment(self.correlate(m), maximize=True)
-        paired = np.full(m.shape, 1 / self.w.shape[1])
-        paired[:, cols] = self.w[:, rows]
-        ranks = rankdata(paired)
-        positive = m.ravel().astype(bool)
-        n, p = positive.size, int(positive.sum())
-        return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * (n - p)))
+def _map_of(w: Float[Tensor, "tasks skills"]) -> np.ndarray:
+    return w.detach().double().cpu().numpy()
 
 
-def _scorer(
-    maps: Mapping[str, list[_Ranked]], mean_map: _Ranked, weights: _Weights
-) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
-    pairs = np.triu_indices(len(mean_map.w), k=1)
+def _mean_over_heads(w: Tensor, columns: np.ndarray) -> np.ndarray:
+    return np.mean([_auroc(_map_of(head), columns) for head in w.unbind(1)], axis=0)
+
+
+def _auroc(w: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Of one map `[tasks, skills]`, for each of many true matrices `[n, tasks, true_skills]`.
+
+    What is ranked depends on which skills are paired, not on with what: the same few sets come back
+    for most matrices, and are ranked once.
+    """
+    scores = _correlations(w, columns)
+    partners = np.stack([_pair(one) for one in scores])  # n true_skills, -1 = none
+    used = np.zeros((len(partners), w.shape[1] + 1), dtype=bool)
+    np.put_along_axis(used, partners, True, axis=1)  # -1: the last place
+    sets, which = np.unique(used[:, :-1], axis=0, return_inverse=True)
+    ranks = np.stack([_ranks(w, own, columns.shape[2]) for own in sets])  # sets tasks skills+1
+    taken = np.take_along_axis(ranks[which.ravel()], partners[:, None, :], axis=2)
+    p = columns.sum((1, 2))
+    negative = columns[0].size - p
+    return ((taken * columns).sum((1, 2)) - p * (p + 1) / 2) / (p * negative)
+
+
+def _pair(scores: np.ndarray) -> np.ndarray:
+    """The skill of each true one by the largest sum of `scores`; -1 where there are too few."""
+    rows, cols = linear_sum_assignment(scores, maximize=True)
+    partners = np.full(scores.shape[1], -1)
+    partners[cols] = rows
+    return partners
+
+
+def _ranks(w: np.ndarray, used: np.ndarray, n_true: int) -> np.ndarray:
+    """Of the cells of the `used` skills, and last that of cells which are 1 / S, in one ranking."""
+    n_tasks, n_skills = w.shape
+    paired = np.full((n_tasks, n_true), 1 / n_skills)
+    n_used = int(used.sum())
+    paired[:, :n_used] = w[:, used]
+    ranks = rankdata(paired).reshape(paired.shape)
+    found = np.zeros((n_tasks, n_skills + 1))
+    found[:, :-1][:, used] = ranks[:, :n_used]
+    found[:, -1] = ranks[:, -1]  # all of these cells tie
+    return found
+
+
+def _similarities(weights: _Weights, m: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Spearman correlations; to permute the tasks of `M` permutes the ranks of its similarity."""
+    pairs = np.triu_indices(len(m), k=1)
     learned = rankdata(task_similarity(weights).numpy().round(9)[pairs])
-
-    def scored(columns: np.ndarray, m: np.ndarray) -> dict[str, float]:
-        layers = {name: _layer_score(heads, columns) for name, heads in maps.items()}
-        return {
-            "aligned": mean_map.auroc(columns),
-            "mean": mean_over_layers(layers),
-            "best": max(layers.values()),
-            "similarity": _correlation(learned, rankdata(_truth_similarity(m)[pairs])),
-        }
-
-    return scored
-
-
-def _layer_score(heads: list[_Ranked], columns: np.ndarray) -> float:
-    return sum(head.auroc(columns) for head in heads) / len(heads)
+    true = np.zeros((len(m), len(m)))
+    true[pairs] = rankdata(_truth_similarity(m)[pairs])
+    true += true.T
+    if np.ptp(learned) == 0 or np.ptp(true[pairs]) == 0:
+        return np.full(len(orders), np.nan)
+    x, centre = learned - learned.mean(), true[pairs].mean()
+    length = np.linalg.norm(x) * np.linalg.norm(true[pairs] - centre)
+    return np.array([x @ (true[np.ix_(order, order)][pairs] - centre) for order in orders]) / length
 
 
 def _truth_similarity(m: np.ndarray) -> np.ndarray:
@@ -157,16 +183,15 @@ def _truth_similarity(m: np.ndarray) -> np.ndarray:
     return task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
 
 
+def _correlations(w: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Of columns, over the tasks: `[..., skills, true_skills]`; 0 where one is constant."""
+    return _unit(w).T @ _unit(m)
+
+
 def _unit(columns: np.ndarray) -> np.ndarray:
-    centred = columns - columns.mean(0)
-    length = np.linalg.norm(centred, axis=0)
+    centred = columns - columns.mean(-2, keepdims=True)
+    length = np.linalg.norm(centred, axis=-2, keepdims=True)
     return np.where(length > 1e-12, centred / np.maximum(length, 1e-12), 0.0)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _distinct_columns(truth: Tensor) -> np.ndarray:

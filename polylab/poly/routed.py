@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -228,13 +228,23 @@ class RoutedModel(AdaptedModel):
             self._uniform_shares.pop(adapter_name, None)
 
     @contextmanager
-    def routing(self, spec: str) -> Iterator[Self]:
+    def routing(
+        self,
+        spec: str,
+        *,
+        task_weights: Mapping[str, Float[Tensor, "tasks splits skills"]] | None = None,
+    ) -> Iterator[Self]:
         """Change the routing of every call inside, in this thread.
 
         `learned`; `uniform`, all 1/n_skills; `rounded`, gates above 1/2 only; `top1` of each head;
         `shuffled`, a fixed permutation of the tasks that leaves none in place (without tasks: the
         rows of the batch change places); `task:NAME_OR_ID` for all rows; `drop:SKILL`, aligned
         over layers, or `drop:LAYER/SKILL`: the weights of the others are normalised again.
+
+        Args:
+            spec: One of these.
+            task_weights: By which `drop:SKILL` matches the skills of layers; those of all tasks
+                if None. An input router has none: give mean weights of some tasks' examples.
 
         Raises:
             ValueError: If `spec` is none of these, or names no task, layer or skill.
@@ -245,7 +255,8 @@ class RoutedModel(AdaptedModel):
             n_tasks=config.n_tasks,
             task_names=config.task_names,
             skill_counts=dict.fromkeys(layers, config.bank_size),
-            task_weights=self.task_weights,
+            task_weights=self.task_weights if task_weights is None else lambda: task_weights,
+            can_match=self._router().reads is None or task_weights is not None,
         )
         change = Override(
             disabled=override_of(self).disabled,

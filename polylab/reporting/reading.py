@@ -48,6 +48,10 @@ class Folder:
         """Objects, one a line; torn lines are left out: their writer was killed or is at work."""
         return self._read(name, _json_lines) or []
 
+    def lines(self, name: str) -> list[str]:
+        """The lines of a text that are not empty."""
+        return self._read(name, lambda text: [line for line in text.splitlines() if line]) or []
+
     def table(self, name: str) -> tuple[list[str], list[dict[str, str]]]:
         """Columns and rows of a CSV file; a torn last line is left out."""
         return self._read(name, _csv_rows) or ([], [])

@@ -15,7 +15,7 @@ from polylab.reporting.series import history_series, routing_by_layer
 __all__ = ["flat", "run_contents"]
 
 PICTURES = 6_000_000  # bytes of all figures together
-TABLE_ROWS = 5_000
+TABLE_ROWS = 60_000
 _OF_A_STEP = re.compile(r"-(step\d+|best|last)$")
 _SMALL_TABLES = {"interventions.csv": "interventions", "knockout.csv": "knockout"}
 
@@ -38,6 +38,7 @@ def run_contents(folder: Folder) -> dict[str, Any]:
         "history": history_series(folder),
         "routing": routing_by_layer(folder),
         **{key: _small_table(folder, name) for name, key in _SMALL_TABLES.items()},
+        "findings": folder.lines("findings.txt"),
         "config": [list(pair) for pair in flat(config)],
         "environment": [list(pair) for pair in flat(environment)],
         "pictures": _pictures(folder),
@@ -54,6 +55,8 @@ def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
         ]
     if isinstance(node, list):
         return [(prefix, ", ".join(map(str, node)) if node else "[]")]
+    if isinstance(node, Mapping):
+        return [(prefix, "{}")] if prefix else []
     return [(prefix, node)] if prefix else []
 
 
@@ -65,7 +68,8 @@ def _facts(
 ) -> list[list[Any]]:
     known = dict(flat(config))
     seconds, parameters = number(metrics.get("seconds")), metrics.get("trainable_parameters")
-    size = allocation or {}
+    size, commit = allocation or {}, environment.get("commit")
+    started = environment.get("started")
     facts = {
         "backbone": known.get("backbone.name_or_path"),
         "adapter": known.get("adapter.poly_type"),
@@ -80,8 +84,8 @@ def _facts(
         "tested checkpoint": metrics.get("checkpoint"),
         "time": None if seconds is None else _duration(seconds),
         "device": environment.get("device"),
-        "started": environment.get("started"),
-        "commit": environment.get("commit"),
+        "started": None if started is None else str(started)[:16].replace("T", " "),
+        "commit": None if commit is None else str(commit)[:12],
     }
     return [[name, value] for name, value in facts.items() if value is not None]
 
@@ -105,8 +109,27 @@ def _small_table(folder: Folder, name: str) -> dict[str, Any] | None:
         return None
     if len(rows) > TABLE_ROWS:
         folder.note(f"{name} has {len(rows)} rows; this page holds the first {TABLE_ROWS}")
-    cells = [[_cell(row[column]) for column in columns] for row in rows[:TABLE_ROWS]]
-    return {"columns": columns, "rows": cells}
+    return _with_intervals(columns, rows[:TABLE_ROWS])
+
+
+def _with_intervals(columns: list[str], rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The ends of intervals (`X_low`, `X_high`; `low`, `high` of `value`) beside their column."""
+    ends: dict[str, tuple[str, str]] = {}
+    for name in columns:
+        low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+        if {low, high} <= {*columns}:
+            ends[name] = (low, high)
+    kept = [name for name in columns if not any(name in pair for pair in ends.values())]
+    cells = [[_cell(row[name]) for name in kept] for row in rows]
+    sure = [[_interval(row, ends.get(name)) for name in kept] for row in rows]
+    return {"columns": kept, "rows": cells, "intervals": sure if ends else None}
+
+
+def _interval(row: dict[str, str], ends: tuple[str, str] | None) -> list[float] | None:
+    if ends is None:
+        return None
+    low, high = (number(row[name]) for name in ends)
+    return None if low is None or high is None else [low, high]
 
 
 def _cell(text: str) -> float | str | None:

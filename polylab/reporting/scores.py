@@ -36,7 +36,9 @@ def _table(
     mix: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     found = {name for scores in tasks.values() for name in _mapping(scores)}
-    metrics = [*sorted(found - {"loss"}), *(["loss"] if "loss" in found else [])]
+    told = [*_mapping(result.get("macro"))]  # the order in which a run says them
+    metrics = [*(name for name in told if name in found), *sorted(found - {*told, "loss"})]
+    metrics += ["loss"] if "loss" in found else []
     extra = [name for name in _EXTRA if any(name in row for row in mix.values())]
     columns = ["task", *(["category"] if categories else []), *metrics, *extra]
     sure = _mapping(_mapping(result.get("intervals")).get("tasks"))

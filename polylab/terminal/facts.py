@@ -96,8 +96,9 @@ def _layers(model: "PolyModel") -> str:
     layers = model.active_layers()
     kinds = Counter(name.rpartition(".")[2] for name in layers)
     shown = [f"{kind} {count}" for kind, count in [*kinds.items()][:_KINDS]]
-    more = f", and {len(kinds) - _KINDS} more kinds" if len(kinds) > _KINDS else ""
-    return f"{len(layers)} adapted: {', '.join(shown)}{more}"
+    if len(kinds) > _KINDS:
+        shown.append(f"{len(kinds) - _KINDS} more kinds")
+    return " · ".join([f"{len(layers)} adapted", *shown])
 
 
 def _data(parts: Parts) -> str:

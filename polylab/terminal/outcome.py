@@ -39,6 +39,15 @@ def say_outcome(folder: Path, *, commands: bool, table: bool = True) -> None:
     print(format_rows(_next(folder, commands=commands)), flush=True)
 
 
+def stopped_line(folder: Path, *, steps: int) -> str:
+    """Return one line for a run that a signal ended: where it was, and how to go on."""
+    last = folder / "checkpoints" / "last.ckpt"
+    text = f"stopped by a signal after {steps:,} step{'' if steps == 1 else 's'}"
+    if last.is_file():
+        return f"{text} · go on with ckpt_path={last}"
+    return f"{text}, before the first checkpoint · callbacks.checkpoint.every_n_steps saves earlier"
+
+
 def summary_line(metrics: Mapping[str, Any]) -> str:
     """Return one line: the macro metrics, which weights they belong to, and the time."""
     split = _reported(metrics)

@@ -1,6 +1,5 @@
 """Aligned `key  value` lines that fit on 80 columns."""
 
-import re
 from collections.abc import Iterable
 
 WIDTH = 80
@@ -33,11 +32,12 @@ def shorten(name: str, width: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Return the lines of a text that breaks after `, ` and before ` · ` alone."""
+    """Return the lines of a text that breaks at ` · ` alone."""
     lines = [""]
-    for part in re.split(r"(?<=, )|(?= · )", text):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
-            lines.append(part.removeprefix(" · "))
+    for part in text.split(" · "):
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        if lines[-1] and len(longer) > width:
+            lines.append(part)
         else:
-            lines[-1] += part
-    return [line.rstrip() for line in lines]
+            lines[-1] = longer
+    return lines

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polylab.terminal.rows import WIDTH, shorten
+from polylab.terminal.rows import WIDTH, shorten, wrap
 
 _NARROWEST = 20  # of the column of names; metrics that leave it less are left to metrics.json
 _ALL = 50  # more tasks are not all listed
@@ -20,7 +20,9 @@ def task_table(result: Mapping[str, Any], *, title: str) -> str:
         title: Of the table.
     """
     tasks: Mapping[str, Scores] = result["tasks"]
-    means: Scores = {**result.get("macro", {}), "loss": result.get("loss")}
+    means: Scores = dict(result.get("macro", {}))
+    if result.get("loss") is not None:
+        means = {**means, "loss": result["loss"]}
     known = {name for scores in (*tasks.values(), means) for name in scores}
     metrics = [name for name in (*result.get("macro", {}), *sorted(known)) if name != "loss"]
     metrics = [*dict.fromkeys(metrics), "loss"] if "loss" in known else [*dict.fromkeys(metrics)]
@@ -42,7 +44,7 @@ def task_table(result: Mapping[str, Any], *, title: str) -> str:
     lines = [title, rule, line("task", columns), rule, *rows, rule, mean]
     lines += [line(name, cells) for name, cells in ends]
     if left := metrics[len(columns) :]:
-        lines.append(f"not shown: {', '.join(left)}")
+        lines += wrap(f"not shown: {' · '.join(left)}", WIDTH)
     return "\n".join(lines)
 
 

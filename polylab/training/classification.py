@@ -94,7 +94,7 @@ class ClassificationModule(PolyModule):
         for split in self._evaluations:
             self._evaluation(split).count_classes(self.label_sets)
 
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+    def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         output = encoder_output(self.model, batch)
         hidden, labels = output.last_hidden_state, batch["labels"][:, 0]
         losses = F.cross_entropy(
@@ -105,7 +105,7 @@ class ClassificationModule(PolyModule):
 
     def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
         """The label of each row with the highest logit."""
-        hidden = self._example_losses(batch).encoded if encoded is None else encoded
+        hidden = self.example_losses(batch).encoded if encoded is None else encoded
         assert hidden is not None
         best = class_logits(self.model, hidden, batch).argmax(1).tolist()
         rows = zip(batch["task_ids"].tolist(), best, strict=True)

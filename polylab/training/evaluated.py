@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluatedModule"]
 
+log = logging.getLogger(__name__)
+
 
 class EvaluatedModule(LightningModule):
     """Evaluates a `PolyModel` on `val` and `test`; see `PolyModule` for the arguments and the keys.
+
+    Only the first `max_logged_tasks` tasks, and as many categories, have keys of their own: with
+    the 64 of the default and the default callbacks a run of any size has fewer than 2,000 keys.
 
     Attributes:
         results: Of the latest pass over each split (`val`, `test`), in the form of metrics.json.
@@ -73,6 +79,8 @@ class EvaluatedModule(LightningModule):
         )
         self._generation = {**generation, "do_sample": False, "use_cache": True}
         self._logged_tasks = self.task_names[:max_logged_tasks]
+        self._max_logged_categories = max_logged_tasks
+        self._n_categories = len({name for own in (categories or {}).values() for name in own})
 
     def generate_texts(self, batch: dict[str, Any], *, encoded: Tensor | None = None) -> list[str]:
         """The answers to a batch of the data module, greedy or by beams; see `generation`."""
@@ -97,6 +105,21 @@ class EvaluatedModule(LightningModule):
             encoded=reusable(self.model, encoded),
             **self._special_tokens,
         )
+
+    def setup(self, stage: str) -> None:
+        """Say once which keys there will not be."""
+        if stage != "fit" or not self.trainer.is_global_zero:
+            return
+        most = self._max_logged_categories
+        for what, n in (("tasks", len(self.task_names)), ("categories", self._n_categories)):
+            if n > most:
+                log.info(
+                    "the first %d of %d %s have keys of their own in the logs "
+                    "(module.max_logged_tasks); metrics.json holds all",
+                    most,
+                    n,
+                    what,
+                )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "val", batch_idx)
@@ -143,7 +166,7 @@ class EvaluatedModule(LightningModule):
         )
 
     def _ask(self, batch: dict[str, Any]) -> Answers:
-        found = self._example_losses(batch)
+        found = self.example_losses(batch)
         if not self.generates:
             return Answers(found.losses, found.tokens, [], [])
         texts = self.generate_texts(batch, encoded=found.encoded)
@@ -161,7 +184,7 @@ class EvaluatedModule(LightningModule):
         # for callbacks; equal on all ranks already, said again only to satisfy Lightning
         self.log_dict(overall, prog_bar=True, logger=False, sync_dist=True)
         parts = {task: result["tasks"].get(task, {}) for task in self._logged_tasks}
-        named = [*result.get("categories", {}).items()][: len(self._logged_tasks)]
+        named = [*result.get("categories", {}).items()][: self._max_logged_categories]
         parts |= {f"category/{name}": scores for name, scores in named}
         for part, scores in parts.items():
             overall |= {f"{split}/{part}/{name}": value for name, value in scores.items()}
@@ -178,7 +201,7 @@ class EvaluatedModule(LightningModule):
         start = config.decoder_start_token_id if config.is_encoder_decoder else None
         return {"start": start, "pad": config.pad_token_id}
 
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+    def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         """Of a batch, in evaluation or in training."""
         raise NotImplementedError
 

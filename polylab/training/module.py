@@ -180,7 +180,7 @@ class PolyModule(EvaluatedModule):
 
     def _keyed_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         self.model.set_noise_key(self._seed, self.trainer.global_step, rows=batch["rows"])
-        return self._example_losses(batch)
+        return self.example_losses(batch)
 
     @property
     def _may_part(self) -> bool:
@@ -292,7 +292,7 @@ class PolyModule(EvaluatedModule):
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own
             self._rng.load_state_dict(state["rng"][rank])
 
-    def _example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
+    def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         smoothing = self._label_smoothing if self.training else 0.0
         return example_losses(self.model, batch, label_smoothing=smoothing, **self._special_tokens)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -27,6 +27,7 @@ def write_metrics(
     trainable_parameters: int,
     recovery: Mapping[str, Any] | None = None,
     neighbours: Mapping[str, str] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write the final metrics as strict JSON, in one step, without the parts that are None.
 
@@ -39,6 +40,7 @@ def write_metrics(
         trainable_parameters: See `count_trainable`.
         recovery: How well the router found the true skills, where they are known.
         neighbours: The trained task that each untrained one was routed as (`zero_shot=nearest`).
+        categories: Of each task that has some, written as `task_categories`.
 
     Raises:
         ValueError: If `checkpoint` is neither.
@@ -46,6 +48,7 @@ def write_metrics(
     if checkpoint not in ("best", "last"):
         raise ValueError(f"checkpoint={checkpoint} must be best or last.")
     parts = {**splits, "recovery": recovery, "neighbours": neighbours}
+    parts["task_categories"] = categories
     content = {name: part for name, part in parts.items() if part is not None} | {
         "checkpoint": checkpoint,
         "seconds": seconds,

@@ -79,7 +79,7 @@ def test_every_trainable_weight_of_a_mixed_batch_gets_a_gradient(kind, tmp_path)
         for name, parameter in model.named_parameters():
             if "poly_lora_B" in name:
                 parameter.normal_()
-    losses = module._example_losses(batch)
+    losses = module.example_losses(batch)
     assert losses.tokens.tolist() == [1, 1, 1, 1, 0]
     assert losses.losses[4] == 0
     losses.losses.sum().backward()

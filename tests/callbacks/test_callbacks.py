@@ -16,7 +16,7 @@ from polylab.callbacks import (
     Throughput,
 )
 from polylab.callbacks.allocations import AllocationSource
-from polylab.callbacks.routing_statistics import evenly_spaced
+from polylab.callbacks.spacing import evenly_spaced
 from polylab.poly import statistics as st
 from polylab.poly.recovery import recovery
 from tests.callbacks.tiny import SKILLS, TRUTH, TinyData

@@ -1,22 +1,30 @@
 """Figures: their size, their order, their names and what they mark."""
 
+import io
+
 import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
+from PIL import Image
 
 from polylab.callbacks.figures import (
     Truth,
     cluster_tasks,
     draw_allocation,
     draw_by_layer,
+    draw_change,
     draw_hierarchy,
+    draw_knockout,
+    draw_layers,
+    draw_task_matrix,
     pixels,
+    save_vector,
     tree_order,
 )
 from polylab.callbacks.figures.by_layer import short_layer_names
-from polylab.callbacks.figures.rows import MAX_HEIGHT, Rows
-from polylab.callbacks.figures.style import ACCENT, DIVERGING, shorten
+from polylab.callbacks.figures.rows import MAX_HEIGHT, Bands, Rows, Size
+from polylab.callbacks.figures.style import ACCENT, BANDS, DIVERGING, shorten
 
 T, S, K = 7, 4, 3
 
@@ -99,6 +107,245 @@ class TestAllocation:
     def test_names_that_do_not_fit_are_refused(self, relative):
         with pytest.raises(ValueError, match=r"2 row names and 4 column names .* \[7, 4\]"):
             draw_allocation(relative, tasks=["a", "b"], skills=list("wxyz"), title="", shown=[])
+
+
+class TestRows:
+    @pytest.mark.parametrize("count", [1, 6, 27, 100, 400, 1600, 1601, 5000])
+    def test_they_fit_and_their_names_do_not_touch(self, count):
+        rows = Rows.of(count)
+        assert rows.height <= MAX_HEIGHT
+        assert rows.drawn == -(-count // rows.together)
+        assert rows.pitch * rows.every >= 12
+        assert rows.pitch >= 1
+        assert rows.pitch >= 12 or rows.pitch == int(rows.pitch)
+        assert rows.words() == [] or rows.words() == [
+            f"a row is the mean of {rows.together} neighbouring tasks of {count:,}"
+        ]
+
+    def test_things_drawn_together_are_their_mean(self):
+        rows = Rows.of(7, Size(limit=3))
+        values = np.arange(14.0).reshape(7, 2)
+        values[0, 0] = values[6, 1] = np.nan
+        np.testing.assert_array_equal(rows.fold(values), [[3, 3], [8, 9], [12, np.nan]])
+        assert [rows.at(i) for i in range(3)] == pytest.approx([-1 / 3, 0, 1 / 3])
+
+
+class TestBands:
+    def test_categories_are_a_strip_with_a_legend(self, relative):
+        categories = ["sums", "words", "sums", None, "sums", "words", "rare"]
+        figure = allocation(relative, categories=categories)
+        strip = next(
+            a for a in figure.axes if a.images and a.images[0].get_array().shape == (T, 1, 3)
+        )
+        cells = strip.images[0].get_array()[:, 0]
+        found = ["white" if tuple(c) == (1, 1, 1) else matplotlib.colors.to_hex(c) for c in cells]
+        sums, words_, rare = (colour.lower() for colour in BANDS[:3])
+        colours = {"sums": sums, "words": words_, "rare": rare, None: "white"}  # by frequency
+        assert found == [colours[c] for c in categories]
+        assert {"sums", "words", "rare", "category of the task"} <= set(words(figure))
+
+    def test_many_categories_share_a_grey(self):
+        categories = [f"kind {i}" for i in range(12) for _ in range(12 - i)]
+        bands = Bands.of(categories)
+        assert bands.coloured == [f"kind {i}" for i in range(8)]
+        figure = allocation(np.ones((len(categories), S)), categories=categories)
+        assert "4 others" in words(figure)
+        assert "kind 8" not in words(figure)
+
+    def test_without_categories_there_is_none(self):
+        assert Bands.of(None) is None
+        assert Bands.of([None, ""]) is None
+
+
+class TestMatrix:
+    def draw(self, values, **more):
+        return draw_task_matrix(
+            values, tasks=[f"t{i}" for i in range(len(values))], title="t", shown=[], **more
+        )
+
+    def test_rows_and_columns_stand_in_the_same_order(self):
+        values = np.random.default_rng(0).uniform(size=(T, T))
+        order = [3, 1, 6, 0, 2, 5, 4]
+        axes = self.draw(values, order=order).axes[0]
+        np.testing.assert_array_equal(axes.images[0].get_array(), values[order][:, order])
+        assert row_names(axes) == column_names(axes) == [f"t{i}" for i in order]
+        assert axes.images[0].get_clim() == (0, 1)
+
+    def test_signed_scale(self):
+        axes = self.draw(-np.eye(T), scale="signed").axes[0]
+        assert axes.images[0].get_clim() == (-1, 1)
+        assert axes.images[0].cmap.name == DIVERGING.name
+
+    def test_many_tasks_are_drawn_together_and_the_figure_says_so(self):
+        values = np.full((700, 700), 0.25)
+        values[:3, 3:6] = [[0, 0.5, 1], [np.nan, 0.5, 0.5], [0.5, 0.5, 0.5]]
+        figure = self.draw(values)
+        assert figure.axes[0].images[0].get_array().shape == (234, 234)
+        # of the known ones: means of columns, then of their means
+        assert figure.axes[0].images[0].get_array()[0, 1] == pytest.approx(0.5, abs=0.02)
+        assert "a row is the mean of 3 neighbouring tasks of 700" in words(figure)
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match=r"order=\[0, 0\] must hold each of 0 to 1 once"):
+            self.draw(np.eye(2), order=[0, 0])
+        with pytest.raises(ValueError, match=r"2 row names and 2 column names .* \[2, 3\]"):
+            self.draw(np.ones((2, 3)))
+
+
+class TestKnockout:
+    def test_both_maps_have_the_same_rows_and_columns(self, relative):
+        change = np.random.default_rng(1).uniform(-0.31, 0.2, (T, S))
+        change[1, 2], change[0, 0] = -0.31, np.nan
+        order = [6, 5, 4, 3, 2, 1, 0]
+        figure = draw_knockout(
+            change, relative, tasks=[*"abcdefg"], skills=[*"wxyz"], title="t", shown=[], order=order
+        )
+        used, lost = figure.axes[:2]
+        np.testing.assert_array_equal(used.images[0].get_array(), relative[order])
+        np.testing.assert_array_equal(lost.images[0].get_array(), change[order])
+        assert row_names(used) == [*"gfedcba"]
+        assert column_names(used) == column_names(lost) == [*"wxyz"]
+        low, high = lost.images[0].get_clim()
+        assert (low, high) == (-0.5, 0.5)  # 0.31, rounded up
+        ticks = [t.get_text() for axes in figure.axes for t in axes.get_xticklabels()]
+        assert {"−0.5", "−0.25", "0.25", "0.5"} <= set(ticks)
+
+    def test_a_loss_has_the_colour_of_use(self):
+        one = np.ones((1, 1))
+        figure = draw_knockout(-one, 2 * one, tasks=["a"], skills=["s"], title="", shown=[])
+        used, lost = (axes.images[0] for axes in figure.axes[:2])
+        assert used.cmap(used.norm(2.0)) == pytest.approx(lost.cmap(lost.norm(-1.0)))
+
+    @pytest.mark.parametrize("change", [0.0, np.nan])
+    def test_nothing_lost(self, change):
+        values = np.full((2, 3), change)
+        figure = draw_knockout(
+            values, np.ones((2, 3)), tasks=["a", "b"], skills=[*"xyz"], title="", shown=[]
+        )
+        assert figure.axes[1].images[0].get_clim() == (-0.001, 0.001)
+        pixels(figure)
+
+
+class TestChange:
+    def test_many_layers_are_drawn_together_and_the_figure_says_so(self):
+        moved = np.linspace(0, 1, 3 * 250).reshape(3, 250)
+        figure = draw_change(
+            moved, tasks=[*"abc"], layers=[f"l{i}" for i in range(250)], title="t", shown=[]
+        )
+        drawn = figure.axes[0].images[0].get_array()
+        assert drawn.shape == (3, 84)
+        np.testing.assert_allclose(drawn[:, 0], moved[:, :3].mean(1))
+        assert figure.axes[0].images[0].get_clim() == (0, 1)
+        assert "a column is the mean of 3 neighbouring layers of 250" in words(figure)
+        assert column_names(figure.axes[0])[0] == "l0"
+
+
+class TestLayers:
+    def test_heads_of_a_layer_stand_side_by_side(self, relative):
+        maps = {
+            f"layer {i}": {f"head {q}": relative + i + q / 10 for q in range(3)} for i in range(5)
+        }
+        figure = draw_layers(maps, tasks=[*"abcdefg"], title="t", shown=[])
+        drawn = [axes for axes in figure.axes if axes.images][:15]
+        for k, axes in enumerate(drawn):
+            expected = relative + k // 3 + k % 3 / 10
+            np.testing.assert_array_equal(axes.images[0].get_array(), expected)
+        boxes = [axes.get_window_extent() for axes in drawn]
+        assert len({round(box.y0) for box in boxes[:6]}) == 1  # two layers a line
+        assert boxes[6].y0 < boxes[0].y0 - 50
+        assert boxes[6].x0 == boxes[0].x0
+        assert {"layer 1\nhead 0", "head 2"} <= set(words(figure))
+        labelled = [axes for axes in drawn if row_names(axes)]
+        assert labelled == [drawn[0], drawn[6], drawn[12]]
+
+    def test_long_layer_names_are_broken(self, relative):
+        maps = {f"encoder.{i}.0.SelfAttentionOfSomeKind.query": {"": relative} for i in range(2)}
+        figure = draw_layers(maps, tasks=[*"abcdefg"], title="t", shown=[])
+        lines = figure.axes[0].texts[0].get_text().splitlines()
+        assert lines[0] == "encoder.0.0."
+        assert lines[-1] == "query"
+        assert len(lines) == 3
+
+    def test_refuses(self, relative):
+        with pytest.raises(ValueError, match=r"map 'h' of layer 'l' has shape \[7, 4\].* 2 tasks"):
+            draw_layers({"l": {"h": relative}}, tasks=["a", "b"], title="", shown=[])
+
+
+class TestWords:
+    """No text leaves the page or lies on another one, whatever the names."""
+
+    NAMES = ["$5_and_$6", "W" * 50, "two\nlines", "a" * 40 + "1", "a" * 40 + "2", "x", "résumé"]
+
+    def figures(self, n_tasks):
+        names = [f"{self.NAMES[i % T]}{i}" for i in range(n_tasks)]
+        values = np.random.default_rng(0).uniform(size=(n_tasks, n_tasks))
+        values = (values + values.T) / 2
+        kinds = [f"A category with many words {i % 11}" for i in range(n_tasks)]
+        about = {"tasks": names, "title": "T" * 60, "shown": ["word " * 60, "more"]}
+        yield draw_task_matrix(values, **about, categories=kinds)
+        about["categories"] = kinds
+        skills = [f"skill {k}" for k in range(S)]
+        tree = cluster_tasks(values)
+        yield draw_hierarchy(tree, 2 * values[:, :S], skills=skills, **about)
+        yield draw_change(
+            values[:, :S], layers=[f"encoder.{'l' * 40}.{k}" for k in range(S)], **about
+        )
+        maps = {f"decoder.{i}": {f"head {q}": values[:, :S] for q in range(2)} for i in range(5)}
+        yield draw_layers(maps, **about)
+
+    @pytest.mark.parametrize("n_tasks", [S, 30, 300])
+    def test_they_fit(self, n_tasks):
+        for figure in self.figures(n_tasks):
+            pixels(figure)
+            page = figure.bbox
+            texts = [t for a in figure.axes for t in a.texts if t.get_visible() and t.get_text()]
+            boxes = [t.get_window_extent() for t in [*figure.texts, *texts] if t.get_text().strip()]
+            for box in boxes:
+                assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1
+                assert page.y0 - 1 <= box.y0 <= box.y1 <= page.y1 + 1
+            for i, one in enumerate(boxes):
+                for other in boxes[:i]:
+                    wide = min(one.x1, other.x1) - max(one.x0, other.x0)
+                    high = min(one.y1, other.y1) - max(one.y0, other.y0)
+                    assert wide < 2 or high < 4, (one, other)
+
+
+class TestVector:
+    def test_every_task_has_its_name_and_every_fork_its_line(self):
+        n = 300
+        features = np.random.default_rng(0).uniform(size=(n, 3))
+        tree = cluster_tasks(1 - np.abs(features[:, None] - features).mean(-1))
+        figure = draw_hierarchy(
+            tree,
+            np.ones((n, S)),
+            tasks=[f"task_{i}" for i in range(n)],
+            skills=[*"wxyz"],
+            title="t",
+            shown=[],
+        )
+        before = pixels(figure)
+        seen = {}
+
+        class Spy(io.BytesIO):
+            def write(self, data):
+                seen.setdefault("names", row_names(figure.axes[1]))
+                lines = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+                seen.setdefault(
+                    "forks", max(len(c.get_segments()) for c in lines if c.get_visible())
+                )
+                return super().write(data)
+
+        file = Spy()
+        save_vector(figure, file)
+        assert set(seen["names"]) == {f"task_{i}" for i in range(n)}
+        assert seen["forks"] == n - 1
+        assert b"/FontFile2" in file.getvalue()  # TrueType: text that can be edited and searched
+        np.testing.assert_array_equal(pixels(figure), before)
+
+    def test_a_notebook_shows_a_figure(self, relative):
+        data = allocation(relative)._repr_png_()
+        image = Image.open(io.BytesIO(data))
+        assert (image.height, image.width) == pixels(allocation(relative)).shape[:2]
 
 
 class TestHierarchy:

@@ -12,9 +12,11 @@ from polylab.adaptation.methods import METHODS
 from polylab.backbones import loading, quantization
 from polylab.callbacks import (
     AllocationHistory,
+    GradientAlignment,
     Recovery,
     RoutingStatistics,
     SkillFigures,
+    SkillRedundancy,
     SkillTable,
 )
 from polylab.config.checks import CHOICES, RULES, check_config
@@ -73,6 +75,8 @@ BUILT: dict[str, Callable[..., Any]] = {
     "callbacks.routing": RoutingStatistics,
     "callbacks.history": AllocationHistory,
     "callbacks.recovery": Recovery,
+    "callbacks.gradients": GradientAlignment,
+    "callbacks.redundancy": SkillRedundancy,
     "callbacks.figures": SkillFigures,
     "callbacks.table": SkillTable,
     "callbacks.checkpoint": lambda **given: RunCheckpoint("", **given),
@@ -169,6 +173,15 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert [p.split(" ")[0].strip(":") for p in problems] == [
         "data.path", "adapter.r=-3", "init_from=old", f"ckpt_path={tmp_path / 'x.ckpt'}",
     ]  # fmt: skip
+
+
+def test_gradients_of_frozen_skills_are_refused() -> None:
+    callbacks = {"callbacks": {"gradients": {"max_tasks": 3}}}
+    cfg = OmegaConf.create({**FINE, **callbacks})
+    check_config(cfg)
+    OmegaConf.update(cfg, "adapter.trainable", "router", force_add=True)
+    with pytest.raises(ConfigError, match=r"callbacks=gradients with adapter\.trainable=router"):
+        check_config(cfg)
 
 
 def test_the_best_weights_are_chosen_by_what_is_known_in_training() -> None:

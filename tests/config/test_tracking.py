@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from polylab.config.errors import ConfigError
-from polylab.config.tracking import finished_logger, has_credentials, sync_line, wandb_mode
+from polylab.config.tracking import has_credentials, offline_run, told_apart, wandb_mode
+from polylab.tracked import finished_logger
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +67,26 @@ def test_other_loggers_end_without_wandb(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with (
         pytest.raises(ValueError, match="the run's own error"),
-        finished_logger(CSVLogger(tmp_path)),
+        finished_logger(CSVLogger(tmp_path), folder=tmp_path),
     ):
         raise ValueError("the run's own error")
 
 
-def test_the_line_that_says_how_to_sync(tmp_path: Path) -> None:
-    assert sync_line(tmp_path) is None
+def test_the_run_that_waits_for_a_sync(tmp_path: Path) -> None:
+    assert offline_run(tmp_path) is None
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
-    assert sync_line(tmp_path) == f"W&B is offline · upload later with: wandb sync {run}"
+    assert offline_run(tmp_path) == run
+
+
+def test_names_tell_the_jobs_of_a_sweep_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["-m", "experiment=flan_poly", "adapter.n_skills=2,4", "optim.lr=1e-3", "seed=0,1"]
+    monkeypatch.setattr(sys, "argv", ["polylab-train", *command])
+    job = ["experiment=flan_poly", "adapter.n_skills=4", "optim.lr=1e-3", "seed=1", "data.path=/a"]
+    assert told_apart("flan_poly-s1", job, sweep=Path("x")) == "flan_poly-s1 n_skills=4"
+    assert told_apart("flan_poly-s1", job, sweep=None) == "flan_poly-s1"
+    assert told_apart(None, job, sweep=Path("x")) is None
+    long = told_apart("n", [f"a.key_{i}={i}" for i in range(40)], sweep=Path("x"))
+    assert long is not None
+    assert len(long) == 120
+    assert long.startswith("n key_0=0 key_1=1 ")

@@ -152,6 +152,23 @@ def adapt(
     return run
 
 
+@pytest.fixture(scope="session")
+def named(trained: Callable[..., Path]) -> Callable[..., Path]:
+    """Runs whose inputs carry the name of their task."""
+    return lambda adapter="poly": trained(adapter, "data.prompt=name")
+
+
+@pytest.fixture
+def evaluate(run_here: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
+    """Runs the command in this process; its folder is `tmp_path/out` unless said otherwise."""
+
+    def run(folder: Path, *arguments: str, out: str = "out") -> Done:
+        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *arguments]
+        return run_here(*given, cwd=tmp_path, command="evaluate")
+
+    return run
+
+
 class _restored:
     """Undoes what a command changes in its process."""
 

@@ -32,23 +32,6 @@ main()
 """
 
 
-@pytest.fixture(scope="session")
-def named(trained: Callable[..., Path]) -> Callable[..., Path]:
-    """Runs whose inputs carry the name of their task."""
-    return lambda adapter="poly": trained(adapter, "data.prompt=name")
-
-
-@pytest.fixture
-def evaluate(run_here: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command in this process; its folder is `tmp_path/out` unless said otherwise."""
-
-    def run(folder: Path, *arguments: str, out: str = "out") -> Any:
-        given = [f"run={folder}", f"hydra.run.dir={tmp_path / out}", *arguments]
-        return run_here(*given, cwd=tmp_path, command="evaluate")
-
-    return run
-
-
 def _metrics(folder: Path) -> Any:
     return json.loads((folder / "metrics.json").read_text())
 
@@ -182,7 +165,7 @@ def test_unknown_tasks_are_refused_or_routed_as_said(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["routing=unifrom"], "routing 'unifrom' is unknown"),
+        (["routing=unifrom"], "routing=unifrom is not known · did you mean uniform?"),
         (["split=tset"], "split=tset is not known · did you mean test?"),
         (["task=cpy"], "task=cpy: the data has no such task · did you mean copy?"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
@@ -211,7 +194,7 @@ def test_the_folder_of_another_evaluation(
     (tmp_path / "out" / "config.yaml").write_text("its own\n")
     done = evaluate(named())
     assert done.code == 1
-    assert "is of another evaluation (other adapter, batches, config, examples" in done.err
+    assert "is of another evaluation (other adapter, answers, batches, config, " in done.err
     assert (tmp_path / "out" / "config.yaml").read_text() == "its own\n"
     done = evaluate(named(), out=str(named()))
     assert (done.code, "is a run's folder" in done.err) == (1, True)

@@ -60,13 +60,23 @@ def test_metrics(whole: Any) -> None:
 def test_the_terminal_says_facts_first_and_results_last(whole: Any) -> None:
     lines = whole.out.splitlines()
     count = f"{_metrics(whole.folder)['trainable_parameters']:,}"
-    facts = f"{count} trainable parameters · 3 skills x 3 tasks · cpu · {whole.folder}"
-    assert lines[0] == facts
-    assert lines[-2].startswith("test, best weights: exact_match ")
+    facts = {line[:11].strip(): line[11:] for line in lines[:20]}
+    assert lines[0].startswith("backbone   ")
+    assert facts["adapter"] == "poly · rank 2 · 3 skills · 1 split · 3 tasks"
+    assert facts["trainable"].startswith(f"{count} parameters · ")
+    assert facts["data"].startswith("3 tasks · ")
+    assert facts["batch"] == "6 examples = 6 x 1 device x 1 accumulated"
+    assert facts["device"] == "cpu · precision 32-true"
+    assert facts["tracker"] == "W&B offline · project polylab · group train · name train-s0"
+    assert facts["folder"] == str(whole.folder)
+    (place,) = [i for i, line in enumerate(lines) if line.startswith("test, best weights: exact_")]
     (offline,) = whole.folder.glob("wandb/offline-run-*")
-    assert lines[-1] == f"W&B is offline · upload later with: wandb sync {offline}"
+    assert lines[-1] == f"upload      wandb sync {offline}"
+    assert place > len(lines) - 10
+    assert all(len(line) <= 80 for line in lines if str(whole.folder) not in line)
+    assert not {"\r", "\x1b"} & set(whole.out + whole.err)  # no bar and no colour in a file
     assert "Traceback" not in whole.err
-    assert "wandb:" not in whole.err + whole.out  # nothing but the line above
+    assert "wandb:" not in whole.err + whole.out
 
 
 def test_the_configuration_is_resolved(whole: Any) -> None:

@@ -50,7 +50,8 @@ def test_one_table(sweep: Any) -> None:
 def test_four_runs_in_one_group(sweep: Any) -> None:
     runs = read_runs(sweep.cwd)
     assert {run.group for run in runs} == {f"train-{sweep.folders[0].parent.name}"}
-    assert sorted(run.name for run in runs) == ["train-s0", "train-s0", "train-s1", "train-s1"]
+    names = [f"train-s{seed} n_skills={skills}" for seed in "01" for skills in "24"]
+    assert sorted(run.name for run in runs) == names
     assert len({run.folder.parent for run in runs}) == 4
     assert [run.exit_code for run in runs] == [0] * 4
     assert all(run.last("test/loss") > 0 for run in runs)
@@ -83,7 +84,7 @@ def test_two_ranks_within_a_sweep_are_one_job(
     assert done.code == 0, done.err
     (row,) = _table(done)
     assert (row["status"], row["seed"]) == ("completed", "3")
-    assert "cpu x 2" in done.out
+    assert "2 x cpu, DDPStrategy" in done.out
     assert len(list(tmp_path.rglob("config.yaml"))) == 2  # the job's, and Hydra's unresolved one
     (run,) = read_runs(tmp_path)
     assert "job-0" in run.tags

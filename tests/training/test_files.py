@@ -72,13 +72,13 @@ def test_metrics_json_is_strict_json_in_the_documented_form(tmp_path):
     test = {"loss": math.nan, "macro": {"exact_match": 0.5}, "tasks": {"é": {"loss": 1.0}}}
     path = tmp_path / "metrics.json"
     splits = {"val": None, "test": test}
-    write_metrics(path, splits=splits, checkpoint="best", seconds=1.5, trainable_parameters=7)
+    kept = {"checkpoint": "best", "seconds": 1.5, "trainable_parameters": 7}
+    write_metrics(path, splits=splits, **kept, categories={"é": ("A", "B")})
     assert "NaN" not in path.read_text()
     assert json.loads(path.read_text("utf-8")) == {
         "test": {"loss": None, "macro": {"exact_match": 0.5}, "tasks": {"é": {"loss": 1.0}}},
-        "checkpoint": "best",
-        "seconds": 1.5,
-        "trainable_parameters": 7,
+        "task_categories": {"é": ["A", "B"]},
+        **kept,
     }
 
 

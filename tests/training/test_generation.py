@@ -52,7 +52,7 @@ def test_what_was_encoded_is_what_answers_are_made_from(poly_module, make_batch)
     module = _scattered(poly_module())
     batch = make_batch(5)
     with torch.no_grad():
-        encoded = module._example_losses(batch).encoded
+        encoded = module.example_losses(batch).encoded
         answers = [
             generate_texts(module.model, module.tokenizer, batch, encoded=e, max_new_tokens=4)
             for e in (None, encoded, encoded.flip(0))
@@ -62,4 +62,4 @@ def test_what_was_encoded_is_what_answers_are_made_from(poly_module, make_batch)
 
 def test_a_causal_model_has_no_encoding_to_reuse(poly_module, make_batch):
     module = poly_module("gpt2").eval()
-    assert module._example_losses(make_batch(2, is_encoder_decoder=False)).encoded is None
+    assert module.example_losses(make_batch(2, is_encoder_decoder=False)).encoded is None

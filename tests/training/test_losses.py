@@ -13,7 +13,7 @@ KINDS = ["t5", "gpt2"]
 def test_the_loss_is_the_backbones_own(poly_module, make_batch, kind):
     module = poly_module(kind).eval()
     batch = make_batch(5, is_encoder_decoder=kind == "t5")
-    losses, tokens = module._example_losses(batch)[:2]
+    losses, tokens = module.example_losses(batch)[:2]
     names = ("input_ids", "attention_mask", "labels", "task_ids")
     theirs = module.model(**{name: batch[name] for name in names}).loss
     torch.testing.assert_close(losses.sum() / tokens.sum(), theirs, rtol=1e-5, atol=1e-6)
@@ -23,9 +23,9 @@ def test_the_loss_is_the_backbones_own(poly_module, make_batch, kind):
 def test_a_loss_belongs_to_its_example(poly_module, make_batch, kind):
     module = poly_module(kind).eval()
     kw = {"is_encoder_decoder": kind == "t5"}
-    losses, tokens = module._example_losses(make_batch(5, **kw))[:2]
+    losses, tokens = module.example_losses(make_batch(5, **kw))[:2]
     for i in range(5):
-        alone, its_tokens = module._example_losses(make_batch(5, only=i, **kw))[:2]
+        alone, its_tokens = module.example_losses(make_batch(5, only=i, **kw))[:2]
         torch.testing.assert_close(losses[i : i + 1], alone, rtol=1e-5, atol=1e-5)  # padded width
         assert its_tokens.item() == tokens[i].item()
 
@@ -46,7 +46,7 @@ def test_label_smoothing_is_torchs(poly_module, make_batch, kind):
     )
     assert abs(smooth - plain) > 1e-3
     for mode, expected in ((True, smooth), (False, plain)):
-        found = module.train(mode)._example_losses(batch)
+        found = module.train(mode).example_losses(batch)
         torch.testing.assert_close(found.losses.sum() / found.tokens.sum(), expected)
     assert found.losses.shape == (5,)
 
@@ -84,7 +84,7 @@ def test_the_prompt_ends_before_the_first_label():
 def test_task_losses_are_token_means(poly_module, make_batch):
     module = poly_module().eval()
     batch = make_batch(8)
-    losses, tokens = module._example_losses(batch)[:2]
+    losses, tokens = module.example_losses(batch)[:2]
     module._losses.on(module.device)
     module._losses.add(batch["task_ids"], losses, tokens)
     interval = module._losses.drain(lambda tensor: tensor)
@@ -103,6 +103,6 @@ def test_an_example_without_labels_adds_nothing(poly_module, make_batch):
     module = poly_module().eval()
     batch = make_batch(4)
     batch["labels"][:] = -100
-    losses, tokens = module._example_losses(batch)[:2]
+    losses, tokens = module.example_losses(batch)[:2]
     assert losses.tolist() == [0.0] * 4
     assert tokens.tolist() == [0] * 4

@@ -30,7 +30,7 @@ def test_training_uses_no_cache_and_generation_does(poly_module, make_batch, mon
         "generate",
         lambda *a, **k: (seen.append(k["use_cache"]), generate(*a, **k))[1],
     )
-    module._example_losses(make_batch(2))
+    module.example_losses(make_batch(2))
     module.generate_texts(make_batch(2))
     assert seen[:2] == [False, True]
 
@@ -72,9 +72,9 @@ def test_dropout_is_on_in_training_and_off_after(poly_module, make_batch):
     module = poly_module(dropout=0.5, poly={"noise": "none"})
     assert module.model.training
     batch = make_batch(4)
-    assert not torch.equal(module._example_losses(batch)[0], module._example_losses(batch)[0])
+    assert not torch.equal(module.example_losses(batch)[0], module.example_losses(batch)[0])
     module.eval()
-    assert torch.equal(module._example_losses(batch)[0], module._example_losses(batch)[0])
+    assert torch.equal(module.example_losses(batch)[0], module.example_losses(batch)[0])
 
 
 def test_training_is_logged_at_intervals_and_at_the_last_step(poly_module, make_data, make_trainer):

@@ -76,7 +76,7 @@ def test_scores_are_those_of_one_option_at_a_time(poly_module, kind, poly, rank_
         if parameter.requires_grad:
             parameter.normal_()
     batch, encoder = _batch(is_encoder_decoder)
-    encoded = module._example_losses(batch).encoded
+    encoded = module.example_losses(batch).encoded
     assert (encoded is not None) == is_encoder_decoder
     found = module.option_scores(batch, encoded=encoded)
     assert [(*options,) or None for options in found] == OPTIONS

@@ -29,6 +29,7 @@ def draw_by_layer(
     title: str,
     shown: Sequence[str],
     columns: Sequence[str] | None = None,
+    entropy_of: str = "routing entropy",
 ) -> Figure:
     """Heatmap of each layer's usage x S, sorted from most to least used, and its routing entropy.
 
@@ -41,13 +42,14 @@ def draw_by_layer(
         title: Large.
         shown: Lines that say what is shown.
         columns: Their names if not 1, 2, ...
+        entropy_of: Words for it.
 
     Raises:
         ValueError: If the names do not fit the values.
     """
     ranks = columns or [str(k + 1) for k in range(relative.shape[1])]
     check_names(relative, layers, ranks)
-    rows, names = Rows.of(len(layers)), short_layer_names(layers)
+    rows = Rows.of(len(layers))
     width = column_width(len(ranks)) * len(ranks)
     beside = max(width, _RANK_WORDS)
 
@@ -62,9 +64,9 @@ def draw_by_layer(
     panels = [
         Panel(beside, draw_usage, 18, "rank of the skill within the layer", _USAGE),
         Panel(_ENTROPY, lambda axes: _draw_entropy(axes, entropy, rows), 18,
-              "routing entropy (1 = uniform)"),
+              f"{entropy_of} (1 = uniform)"),
     ]  # fmt: skip
-    return Sheet(title, [*shown, *rows.words("layers")], names, rows).draw(panels)
+    return Sheet(title, [*shown, *rows.words("layers")], layers, rows).draw(panels)
 
 
 def _draw_entropy(axes: Axes, entropy: Sequence[float], rows: Rows) -> None:

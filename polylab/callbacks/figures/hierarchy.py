@@ -6,18 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
 from polylab.callbacks.figures.allocation import Truth, allocation_panels
 from polylab.callbacks.figures.order import is_flat, tree_order
 from polylab.callbacks.figures.rows import Bands, Rows
 from polylab.callbacks.figures.sheet import Panel, Sheet
-from polylab.callbacks.figures.style import FONT, INK, MUTED, RULE, plain_axis
+from polylab.callbacks.figures.style import (
+    FINE,
+    FONT,
+    INK,
+    MUTED,
+    RULE,
+    THIN,
+    plain_axis,
+)
 
 __all__ = ["draw_hierarchy"]
 
-_TREE = 220  # px
+_TREE = 240  # px
+_LOW = 8  # px that a branch needs for lines of its own
 # Ends of the distance axis: few, so that figures of one run share them, and never so small that
 # the noise of the start looks like a hierarchy.
 _ENDS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -60,16 +69,14 @@ def draw_hierarchy(
     )
     beside = Panel(_TREE, lambda axes: _draw_tree(axes, tree, rows, order=order))
     lines = [*shown, *rows.words()]
-    sheet = Sheet(title, lines, names, rows, bands and bands.ordered(order), beside)
+    sheet = Sheet(title, lines, names, rows, bands and bands.ordered(order), beside, all_names=True)
     return sheet.draw(panels)
 
 
 def _draw_tree(axes: Axes, tree: np.ndarray, rows: Rows, *, order: Sequence[int]) -> None:
     end = next((e for e in _ENDS if tree[-1, 2] <= e), 1.0)
     if not is_flat(tree):
-        lines = _forks(tree, rows, order)
-        thin = 1.1 if rows.pitch >= 4 else 0.5
-        axes.add_collection(LineCollection(lines, colors=INK, linewidths=thin))
+        _draw_forks(axes, tree, rows, order=order)
     axes.set_xlim(end * 1.02, 0)
     axes.set_ylim(rows.drawn - 0.5, -0.5)
     plain_axis(axes)
@@ -89,15 +96,30 @@ def _draw_tree(axes: Axes, tree: np.ndarray, rows: Rows, *, order: Sequence[int]
     axes.set_xlabel(label, color=MUTED, fontsize=FONT)
 
 
-def _forks(tree: np.ndarray, rows: Rows, order: Sequence[int]) -> list[np.ndarray]:
-    """One line of four corners for each fork, from branch to branch."""
+def _draw_forks(axes: Axes, tree: np.ndarray, rows: Rows, *, order: Sequence[int]) -> None:
+    """Each fork a line of four corners; on the screen, a branch too low for lines a grey wedge."""
     n_tasks = len(tree) + 1
-    place = np.empty(2 * n_tasks - 1)
-    place[order] = rows.at(np.arange(n_tasks))
+    top, middle, bottom = (np.empty(2 * n_tasks - 1) for _ in range(3))
+    top[order] = middle[order] = bottom[order] = rows.at(np.arange(n_tasks))
     height = np.concatenate([np.zeros(n_tasks), tree[:, 2]])
-    lines = []
-    for i, (one, other) in enumerate(tree[:, :2].astype(int)):
-        x, y, top = height[[one, other]], place[[one, other]], height[n_tasks + i]
-        place[n_tasks + i] = y.mean()
-        lines.append(np.array([(x[0], y[0]), (top, y[0]), (top, y[1]), (x[1], y[1])]))
-    return lines
+    lines, wedges = [], []
+    for i, (one, other) in enumerate(tree[:, :2].astype(int), start=n_tasks):
+        pair = [one, other]
+        top[i], middle[i], bottom[i] = top[pair].min(), middle[pair].mean(), bottom[pair].max()
+        (x, z), (y, v) = height[pair], middle[pair]
+        lines.append([(x, y), (height[i], y), (height[i], v), (z, v)])
+        wedges.append([(height[i], middle[i]), (0, top[i]), (0, bottom[i])])
+    is_low = (bottom - top)[n_tasks:] * rows.pitch < _LOW
+    parent = np.full(2 * n_tasks - 1, -1)
+    for i, pair in enumerate(tree[:, :2].astype(int)):
+        parent[pair] = i
+    outermost = is_low & ~np.append(is_low, False)[parent[n_tasks:]]
+    if rows.pitch * 2 >= _LOW:
+        axes.add_collection(LineCollection(lines, colors=INK, linewidths=1.1))
+        return
+    seen = [line for line, low in zip(lines, is_low, strict=True) if not low]
+    folded = [wedge for wedge, outer in zip(wedges, outermost, strict=True) if outer]
+    axes.add_collection(PolyCollection(folded, facecolors=MUTED, linewidths=0, gid=THIN))
+    axes.add_collection(LineCollection(seen, colors=INK, linewidths=0.8, gid=THIN))
+    fine = {"linewidths": 0.2, "visible": False, "gid": FINE}
+    axes.add_collection(LineCollection(lines, colors=INK, **fine))

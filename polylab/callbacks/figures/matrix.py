@@ -76,7 +76,7 @@ def draw_task_matrix(
             bands.draw(strip, rows, across=True)
 
     header = header_height(names[:: rows.together]) + (BAND + 4 if bands else 0)
-    sheet = Sheet(title, [*shown, *rows.words()], names, rows, bands)
+    sheet = Sheet(title, [*shown, *rows.words()], names, rows, bands, all_names=True)
     return sheet.draw([Panel(rows.height, draw, header, scale=meaning)])
 
 

@@ -15,22 +15,23 @@ from matplotlib.patches import Rectangle
 from polylab.callbacks.figures.style import (
     BANDS,
     DPI,
+    FINE,
     FONT,
     INK,
     MUTED,
     OTHER,
+    THIN,
     place,
     plain_axis,
     shorten,
     text_width,
 )
 
-__all__ = ["BAND", "FINE", "THINNED", "Bands", "Rows", "Size", "label_rows"]
+__all__ = ["BAND", "Bands", "Rows", "Size", "label_rows"]
 
 MAX_HEIGHT = 1600
 _LABEL_STEP = 12  # px that a line of row labels needs at least
 BAND = 12  # px of a strip of categories
-FINE, THINNED = "polylab-fine", "polylab-thinned"  # labels of the vector and the pixel version
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,17 @@ class Rows:
         """Where on the axis of drawn rows (0, 1, ...) a thing's centre lies."""
         return (thing + 0.5) / self.together - 0.5
 
-    def words(self, what: str = "tasks") -> list[str]:
-        """A line for the heading, where rows stand for several things."""
+    def words(self, what: str = "tasks", cell: str = "row") -> list[str]:
+        """A line for the heading, where rows (or columns) stand for several things."""
         if self.together == 1:
             return []
-        return [f"a row is the mean of {self.together} neighbouring {what} of {self.count:,}"]
+        return [f"a {cell} is the mean of {self.together} neighbouring {what} of {self.count:,}"]
 
 
-def label_rows(axes: Axes, names: Sequence[str], rows: Rows, *, gap: int = 5) -> None:
-    """Names beside the rows, `gap` px away: as many as have room, in the vector version all.
+def label_rows(
+    axes: Axes, names: Sequence[str], rows: Rows, *, gap: int = 5, fine: bool = False
+) -> None:
+    """Names beside the rows, `gap` px away: as many as have room; `fine`: in the vector all.
 
     They are plain texts, which draw much faster than tick labels.
     """
@@ -130,8 +133,8 @@ def label_rows(axes: Axes, names: Sequence[str], rows: Rows, *, gap: int = 5) ->
     thin = rows.every * rows.together
     for i in range(0, rows.count, thin):
         named = axes.text(x, rows.at(i), short[i], fontsize=rows.font, **style)
-        named.set_gid(THINNED if thin > 1 else None)
-    if thin > 1:
+        named.set_gid(THIN if thin > 1 and fine else None)
+    if thin > 1 and fine:
         font = rows.pitch / rows.together * 72 / DPI * 0.9
         for i, name in enumerate(short):
             axes.text(x, rows.at(i), name, fontsize=font, visible=False, gid=FINE, **style)

@@ -20,16 +20,16 @@ from polylab.callbacks.figures.maps import (
 from polylab.callbacks.figures.rows import BAND, Bands, Rows, label_rows
 from polylab.callbacks.figures.style import (
     FONT,
-    MIN_WIDTH,
     MUTED,
     canvas,
+    fit_width,
     heading,
     place,
     text_width,
     widest,
 )
 
-__all__ = ["Panel", "Sheet", "check_names", "map_panel"]
+__all__ = ["Panel", "Sheet", "check_names", "map_panel", "wrap"]
 
 _MARGIN, _GAP = 14, 22
 
@@ -64,6 +64,7 @@ class Sheet:
         rows: As drawn.
         bands: Categories of the rows.
         beside: Left of the names, such as a tree.
+        all_names: The vector version has the names of all rows.
     """
 
     title: str
@@ -72,16 +73,17 @@ class Sheet:
     rows: Rows
     bands: Bands | None = None
     beside: Panel | None = None
+    all_names: bool = False
 
     def draw(self, panels: Sequence[Panel]) -> Figure:
         """The figure; its axes begin with those of `beside` and the panels in their order."""
         scales = [*dict.fromkeys(p.scale for p in panels if p.scale is not None)]
         left = self._left()
         inner = sum(p.width for p in panels) + _GAP * (len(panels) - 1)
-        width = max(MIN_WIDTH, left + max(inner, SCALE_WIDTH if scales else 0) + 20)
-        lines = _wrap(self.shown, width - 2 * _MARGIN)
+        width = fit_width(self.title, left + max(inner, SCALE_WIDTH if scales else 0) + 20)
+        lines = wrap(self.shown, width - 2 * _MARGIN)
         header = max(p.header + (20 if p.above else 0) for p in panels)
-        top = 34 + 16 * max(2, len(lines)) + header
+        top = 42 + 16 * max(2, len(lines)) + header
         under = top + self.rows.height + 16
         legend = self.bands.legend_height(width - left - 20) if self.bands else 0
         below = max(SCALE_HEIGHT * len(scales) + legend, 42)
@@ -116,7 +118,8 @@ class Sheet:
                 style = {"va": "baseline", "color": MUTED, "fontsize": FONT}
                 axes.text(0, y, panel.above, transform=axes.transAxes, **style)
         assert first is not None
-        label_rows(first, self.names, self.rows, gap=5 + (BAND + 4 if self.bands else 0))
+        gap = 5 + (BAND + 4 if self.bands else 0)
+        label_rows(first, self.names, self.rows, gap=gap, fine=self.all_names)
         if self.bands:
             self.bands.draw(place(figure, left - BAND - 4, top, BAND, height), self.rows)
 
@@ -152,7 +155,7 @@ def check_names(values: np.ndarray, rows: Sequence[str], columns: Sequence[str])
         )
 
 
-def _wrap(lines: Sequence[str], width: int) -> list[str]:
+def wrap(lines: Sequence[str], width: int) -> list[str]:
     """The lines, those wider than `width` px broken between words."""
     broken: list[str] = []
     for line in lines:

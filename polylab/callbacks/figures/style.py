@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -17,17 +20,21 @@ __all__ = [
     "ACCENT",
     "BANDS",
     "DIVERGING",
+    "FINE",
     "INK",
     "MUTED",
     "OTHER",
     "OVER",
     "RULE",
     "SEQUENTIAL",
+    "THIN",
     "canvas",
+    "fit_width",
     "heading",
     "pixels",
     "place",
     "plain_axis",
+    "save_vector",
     "shorten",
     "text_width",
     "widest",
@@ -54,8 +61,9 @@ BANDS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44A
 OTHER = "#BFC4CA"
 
 MIN_WIDTH = 660  # px that a heading's lines need
-FONT = 8.5
-NAME_LIMIT = 30  # characters
+FONT, TITLE = 8.5, 12.0
+FINE, THIN = "polylab-fine", "polylab-thin"  # what only the vector, the pixels show
+NAME_LIMIT = 32  # characters
 
 
 class _Picture(Figure):
@@ -78,6 +86,11 @@ def canvas(width: int, height: int) -> Figure:
     return figure
 
 
+def fit_width(title: str, width: int) -> int:
+    """`width`, or more where the title needs it."""
+    return max(width, MIN_WIDTH, text_width(title, TITLE, bold=True) + 28)
+
+
 def place(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
     """Axes at a rectangle in pixels from the top left corner."""
     w, h = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
@@ -88,7 +101,7 @@ def heading(figure: Figure, title: str, lines: Sequence[str]) -> None:
     """Title at the top left and what is shown in smaller lines under it (58 px for two)."""
     w, h = figure.get_figwidth() * DPI, figure.get_figheight() * DPI
     style = {"va": "top", "parse_math": False}
-    figure.text(14 / w, 1 - 12 / h, title, color=INK, fontsize=12, fontweight="bold", **style)
+    figure.text(14 / w, 1 - 12 / h, title, color=INK, fontsize=TITLE, fontweight="bold", **style)
     for i, line in enumerate(lines):
         figure.text(14 / w, 1 - (35 + 16 * i) / h, line, color=MUTED, fontsize=FONT, **style)
 
@@ -105,6 +118,22 @@ def pixels(figure: Figure) -> np.ndarray:
     drawn = FigureCanvasAgg(figure)
     drawn.draw()
     return np.asarray(drawn.buffer_rgba())[..., :3].copy()
+
+
+def save_vector(figure: Figure, file: Path | BinaryIO) -> None:
+    """The figure as PDF: text stays text, cells are an image, and every row has its name.
+
+    Names that have no room at the size of the screen are as small as their rows: legible when
+    magnified, and found by a search.
+    """
+    drawn = [part for axes in figure.axes for part in axes.get_children()]
+    either = [part for part in drawn if part.get_gid() in (FINE, THIN)]
+    for part in either:
+        part.set_visible(part.get_gid() == FINE)
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format="pdf", dpi=2 * DPI)
+    for part in either:
+        part.set_visible(part.get_gid() == THIN)
 
 
 def shorten(names: Sequence[str], limit: int = NAME_LIMIT) -> list[str]:

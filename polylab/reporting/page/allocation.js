@@ -170,8 +170,9 @@ function legendNodes() {
 
 function aboutView(all, state) {
   const look = all.looks[state.look];
+  const when = `Look: ${all.lookName(state.look)}. `;
   const agree = look.agreement === null ? "" : ` Agreement of layers and heads at this look: ${look.agreement.toFixed(2)} (1 = alike, near 0 = nothing in common).`;
   const tree = all.tree && state.order === "hierarchy" ? " The tree joins tasks by the share of mixing weight that they do not have in common, at the last look." : "";
-  if (state.layer >= 0) return `One layer; its columns stand in the aligned order, under the layer's own numbers.${tree}`;
-  return `Mean over layers${state.head >= 0 ? ` of head ${state.head}` : " and heads"} after their skills were matched: skills of different layers and heads are exchangeable. The matching is that of the last look at every step.${agree}${tree}`;
+  if (state.layer >= 0) return `${when}Layer ${all.layers[state.layer]}; its columns stand in the aligned order, under the layer's own numbers.${tree}`;
+  return `${when}Mean over layers${state.head >= 0 ? ` of head ${state.head}` : " and heads"} after their skills were matched: skills of different layers and heads are exchangeable. The matching is that of the last look at every step.${agree}${tree}`;
 }

@@ -1,6 +1,8 @@
 // A chart of lines over steps; the pointer or the left and right keys read the values.
 
-const PLOT = { width: 620, height: 250, left: 52, right: 12, top: 12, bottom: 26 };
+// as wide as they are shown, so that letters keep their size
+const NARROW = { width: 370, height: 210, left: 44, right: 10, top: 10, bottom: 24 };
+const WIDE = { width: 1150, height: 320, left: 52, right: 14, top: 12, bottom: 26 };
 
 function ticks(low, high, count = 4) {
   if (!(high > low)) return [low];
@@ -30,8 +32,8 @@ function span(values) {
   return low === high ? [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1] : [low, high];
 }
 
-function axes(scene, { x, y, xs, ys, xLabel, xNames, yNames }) {
-  const { width, height, left, right, top, bottom } = PLOT;
+function axes(scene, plot, { x, y, xs, ys, xLabel, xNames, yNames }) {
+  const { width, height, left, right, bottom } = plot;
   for (const value of ys) {
     scene.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
       svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, yNames ? yNames(value) : short(value)));
@@ -44,7 +46,8 @@ function axes(scene, { x, y, xs, ys, xLabel, xNames, yNames }) {
 
 // series: [{name, steps, values, colour, faint}]
 function lineChart({ title, series, wide = false, unit = [] }) {
-  const { width, height, left, right, top, bottom } = PLOT;
+  const plot = wide ? WIDE : NARROW;
+  const { width, height, left, right, top, bottom } = plot;
   const scene = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}: curves over steps` });
   const readout = el("p", { class: "readout idle", "aria-live": "polite" });
   const legend = el("ul", { class: "legend" });
@@ -65,7 +68,7 @@ function lineChart({ title, series, wide = false, unit = [] }) {
     const x = (value) => left + ((value - x0) / (x1 - x0 || 1)) * (width - left - right);
     const y = (value) => height - bottom - ((value - y0 + pad) / (y1 - y0 + 2 * pad)) * (height - top - bottom);
     scales = { x, y, x0, x1 };
-    axes(scene, { x, y, xs: ticks(x0, x1, 5), ys: ticks(y0, y1), xLabel: "step" });
+    axes(scene, plot, { x, y, xs: ticks(x0, x1, wide ? 8 : 4), ys: ticks(y0, y1), xLabel: "step" });
     for (const one of [...shown].sort((a, b) => !!b.faint - !!a.faint)) scene.append(...curve(one, x, y));
     scene.append(svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }));
     const named = shown.filter((one) => !one.faint);
@@ -93,7 +96,7 @@ function lineChart({ title, series, wide = false, unit = [] }) {
     readout.classList.toggle("idle", at < 0);
     if (at < 0) {
       cross.setAttribute("visibility", "hidden");
-      const last = shown.filter((one) => !one.faint).slice(0, 4).map((one) => `${one.name} ${say(one.values[one.values.length - 1])}`);
+      const last = shown.filter((one) => !one.faint).slice(0, 4).map((one) => `${one.brief ?? one.name} ${say(one.values[one.values.length - 1])}`);
       readout.textContent = last.length ? `at the end: ${last.join(" · ")}` : "nothing logged";
       return;
     }
@@ -101,7 +104,7 @@ function lineChart({ title, series, wide = false, unit = [] }) {
     cross.setAttribute("visibility", "visible");
     cross.setAttribute("x1", scales.x(step));
     cross.setAttribute("x2", scales.x(step));
-    const parts = shown.filter((one) => !one.faint).slice(0, 8).map((one) => [one.name, one.values[one.steps.indexOf(step)]]);
+    const parts = shown.filter((one) => !one.faint).slice(0, 8).map((one) => [one.brief ?? one.name, one.values[one.steps.indexOf(step)]]);
     readout.textContent = [`step ${say(step)}`, ...parts.filter(([, value]) => value !== undefined).map(([name, value]) => `${name} ${say(value)}`)].join(" · ");
   }
 

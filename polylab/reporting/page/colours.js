@@ -34,6 +34,13 @@ function lookup(name) {
   return tables[name];
 }
 
+// Colours of a map's columns, which share a scale unless its kind is a function of the column.
+function columnColours({ kind, limit, columns }, theme) {
+  const kindOf = typeof kind === "function" ? kind : () => kind;
+  const known = {};
+  return columns.map((_, c) => (known[kindOf(c)] ??= colourOf(kindOf(c), theme, limit)));
+}
+
 // Colour of a value on 0 to 2 (`relative`), 0 to 1 (`share`) or -limit to limit (`signed`).
 function colourOf(kind, theme, limit = 1) {
   const table = lookup(kind === "share" ? `${theme}Share` : theme);

@@ -30,6 +30,13 @@ function say(value) {
   return size >= 100 ? value.toFixed(1) : size < 0.01 ? String(Number(value.toPrecision(3))) : value.toFixed(3);
 }
 
+// Numbers of one column with the same digits behind the point.
+function sayer(values) {
+  const known = values.filter((value) => typeof value === "number");
+  const even = known.some((value) => !Number.isInteger(value)) && known.every((value) => Math.abs(value) < 100 && (value === 0 || Math.abs(value) >= 0.001));
+  return (value) => (even && typeof value === "number" ? value.toFixed(3) : say(value));
+}
+
 function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
 }
@@ -79,10 +86,10 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redr
 addEventListener("beforeprint", () => prints.forEach(({ before }) => before()));
 addEventListener("afterprint", () => prints.forEach(({ after }) => after()));
 
-function opensForPrint(details) {
+function opensForPrint(details, fill = () => {}) {
   let was = false;
   prints.unshift({
-    before: () => { was = details.open; details.open = true; },
+    before: () => { was = details.open; details.open = true; fill(); },
     after: () => { details.open = was; },
   });
   return details;

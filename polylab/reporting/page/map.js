@@ -1,7 +1,7 @@
 // A map of cells on a canvas: only the rows in sight are drawn, the pointer or arrow keys read them.
 
 const FONT = '12px "Inter", ui-sans-serif, system-ui, "DejaVu Sans", sans-serif';
-const TALLEST = 620;
+const TALLEST = 720;
 const PRINT_ROWS = 44;
 const PRINT_WIDTH = 700;
 const GAP = 18;
@@ -39,11 +39,11 @@ class HeatMap {
     pen.font = FONT;
     const widest = (texts) => texts.reduce((most, text) => Math.max(most, pen.measureText(text).width), 0);
     const some = rows.length > 500 ? rows.filter((_, i) => i % 7 === 0) : rows;
-    const nameWidth = Math.min(230, Math.max(40, widest(some.map((row) => names[row])) + 12));
-    const treeWidth = tree ? Math.min(230, Math.max(90, available * 0.2)) : 0;
+    const nameWidth = Math.min(280, Math.max(40, widest(some.map((row) => names[row])) + 12));
+    const treeWidth = tree && available > 560 ? Math.min(230, Math.max(90, available * 0.2)) : 0;
     const gaps = GAP * (Math.max(1, groups?.length ?? 1) - 1);
     const left = treeWidth + nameWidth + 8;
-    const column = Math.max(7, Math.min(46, (available - left - gaps - 8) / columns.length));
+    const column = Math.max(7, Math.min(58, (available - left - gaps - 8) / columns.length));
     const row = onPaper ? 14 : rows.length <= 40 ? 21 : rows.length <= 120 ? 17 : 15;
     const upright = widest(columns) > column - 2;
     const labels = upright ? Math.min(130, widest(columns) + 10) : 22;
@@ -70,6 +70,7 @@ class HeatMap {
     const content = size.top + this.view.rows.length * size.row + 4;
     const height = Math.min(TALLEST, content);
     this.size = { ...size, height, content, shown: Math.min(size.width, available) };
+    this.scroll.style.width = `${Math.min(available, size.width + (content > height ? 16 : 0))}px`;
     this.scroll.style.height = `${height + (size.width > available ? 14 : 0)}px`;
     this.space.style.height = `${content}px`;
     this.space.style.width = `${size.width}px`;
@@ -98,20 +99,20 @@ class HeatMap {
   // Rows `first` to `last`; row i begins at `offset + i * height of a row`.
   paint(pen, size, { first, last, offset, bottom, theme }) {
     const { view } = this;
-    const colour = colourOf(view.kind, theme.name, view.limit);
+    const colours = columnColours(view, theme.name);
     const y = (place) => offset + place * size.row;
     const seam = size.row >= 9 && size.column >= 9 ? 1 : 0;
     pen.save();
     pen.beginPath();
     pen.rect(0, size.top, size.width, bottom - size.top);
     pen.clip();
-    if (view.tree) drawTree(pen, view.tree, { left: 2, width: size.treeWidth - 8, y, top: Math.max(size.top, y(0)), bottom: Math.min(bottom, y(view.rows.length)), ink: theme.muted, rule: theme.rule });
+    if (view.tree && size.treeWidth) drawTree(pen, view.tree, { left: 2, width: size.treeWidth - 8, y, top: Math.max(size.top, y(0)), bottom: Math.min(bottom, y(view.rows.length)), ink: theme.muted, rule: theme.rule });
     const columns = view.columns.map((_, c) => this.x(size, c));
     for (let i = first; i < last; i++) {
       for (let c = 0; c < columns.length; c++) {
         const value = view.value(view.rows[i], c);
         if (value === null || Number.isNaN(value)) continue;
-        pen.fillStyle = colour(value);
+        pen.fillStyle = colours[c](value);
         pen.fillRect(columns[c], y(i), size.column - seam, size.row - seam);
       }
     }
@@ -158,7 +159,7 @@ class HeatMap {
     const { view } = this;
     pen.font = FONT;
     pen.fillStyle = theme.muted;
-    if (view.tree) {
+    if (view.tree && size.treeWidth) {
       Object.assign(pen, { textAlign: "left", textBaseline: "bottom" });
       pen.fillText(String(treeEnd(view.tree)), 2, size.top - 4);
       pen.textAlign = "right";

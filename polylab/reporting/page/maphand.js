@@ -107,12 +107,12 @@ Object.assign(HeatMap.prototype, {
     const { view } = this;
     const canvas = el("canvas", { width: view.columns.length, height: view.rows.length });
     const pen = canvas.getContext("2d");
-    const colour = colourOf(view.kind, inks(false).name, view.limit);
+    const colours = columnColours(view, inks(false).name);
     view.rows.forEach((row, i) => {
       for (let c = 0; c < view.columns.length; c++) {
         const value = view.value(row, c);
         if (value === null) continue;
-        pen.fillStyle = colour(value);
+        pen.fillStyle = colours[c](value);
         pen.fillRect(c, i, 1, 1);
       }
     });

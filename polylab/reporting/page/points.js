@@ -1,16 +1,19 @@
 // Runs as points over two columns, and as lines over many.
 
-// Places of a column's values on an axis: numbers as they are, words evenly in order.
+// Places of a column's values on an axis: many numbers as they are, words and few values evenly.
+// `room` is how far a point may be moved aside so that equal ones do not hide each other.
 function axisOf(values) {
   const known = values.filter((value) => value !== null);
-  if (known.length && known.every((value) => typeof value === "number")) {
+  const few = new Set(known).size <= 6;
+  if (!few && known.every((value) => typeof value === "number")) {
     const [low, high] = span(known);
     const pad = (high - low) * 0.04;
-    return { at: (value) => (value === null ? null : (value - low + pad) / (high - low + 2 * pad)), ticks: ticks(low, high), name: short };
+    return { at: (value) => (value === null ? null : (value - low + pad) / (high - low + 2 * pad)), ticks: ticks(low, high), name: short, room: 0 };
   }
   const words = [...new Set(known.map(String))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const name = (word) => (word.length > 14 ? `${word.slice(0, 13)}…` : word);
   const at = (value) => (value === null ? null : (words.indexOf(String(value)) + 0.5) / words.length);
-  return { at, ticks: words.length > 12 ? [words[0], words[words.length - 1]] : words, name: (word) => (word.length > 14 ? `${word.slice(0, 13)}…` : word) };
+  return { at, ticks: words.length > 12 ? [words[0], words[words.length - 1]] : words, name, room: 0.5 / words.length };
 }
 
 // Colours of a column: few different values apart, many numbers on a scale.
@@ -32,7 +35,7 @@ function legendOf(title, { legend }) {
 
 function scatterChart({ columns, rows, names, picked, initial }) {
   const state = { ...initial };
-  const { width, height, left, right, top, bottom } = PLOT;
+  const { width, height, left, right, top, bottom } = { ...WIDE, left: 70, height: 380 };
   const scene = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Runs as points" });
   const readout = el("p", { class: "readout idle", "aria-live": "polite" }, "Point at a run, or focus the chart and use the left and right keys; Enter selects.");
   const legend = el("ul", { class: "legend" });
@@ -45,13 +48,14 @@ function scatterChart({ columns, rows, names, picked, initial }) {
   function update() {
     const [xs, ys, cs] = [column(state.x), column(state.y), column(state.colour)];
     const [ax, ay, hue] = [axisOf(xs), axisOf(ys), hues(cs)];
-    const x = (value) => left + ax.at(value) * (width - left - right);
-    const y = (value) => height - bottom - ay.at(value) * (height - top - bottom);
+    const aside = (i, room, key) => room * (((i * key) % 1) - 0.5);
+    const x = (value, i = null) => left + (ax.at(value) + (i === null ? 0 : aside(i, ax.room, 0.618034))) * (width - left - right);
+    const y = (value, i = null) => height - bottom - (ay.at(value) + (i === null ? 0 : aside(i, ay.room, 0.414214))) * (height - top - bottom);
     scene.replaceChildren();
-    axes(scene, { x, y, xs: ax.ticks, ys: ay.ticks, xNames: ax.name, yNames: ay.name, xLabel: state.x });
+    axes(scene, { width, height, left, right, bottom }, { x, y, xs: ax.ticks, ys: ay.ticks, xNames: ax.name, yNames: ay.name, xLabel: state.x });
     const places = rows.map((_, i) => i).filter((i) => xs[i] !== null && ys[i] !== null);
     places.sort((a, b) => ax.at(xs[a]) - ax.at(xs[b]) || ay.at(ys[a]) - ay.at(ys[b]));
-    dots = places.map((i) => svg("circle", { class: picked.chosen.has(i) ? "dot chosen" : "dot", cx: x(xs[i]), cy: y(ys[i]), r: 4.5, style: `fill:${hue.of(cs[i])}`, "data-row": i, onpointerenter: () => read(i), onclick: () => picked.toggle(i, !picked.chosen.has(i)) }));
+    dots = places.map((i) => svg("circle", { class: picked.chosen.has(i) ? "dot chosen" : "dot", cx: x(xs[i], i), cy: y(ys[i], i), r: 4.5, style: `fill:${hue.of(cs[i])}`, "data-row": i, onpointerenter: () => read(i), onclick: () => picked.toggle(i, !picked.chosen.has(i)) }));
     scene.append(...dots);
     legend.replaceChildren(...legendOf(state.colour, hue));
     figure.setAttribute("aria-label", `${state.y} against ${state.x}; left and right keys go from run to run, Enter selects`);

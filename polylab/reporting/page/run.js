@@ -6,7 +6,7 @@ function runSections(data) {
   add("Scores", data.scores.length ? scoresSection(data.scores) : null, "Each task's scores with 95 % intervals where they were measured: what other examples of the same task would give.");
   add("Allocation", data.allocation && allocationSection(data.allocation, data.categories), "Which skills each task mixes.");
   add("Knock-out", data.knockout && knockoutSection(data.knockout), "What becomes of each task's score when a skill is taken away.");
-  add("Interventions", data.interventions && plainTable("Interventions", data.interventions), "Scores with the routing replaced.");
+  add("Interventions", data.interventions && interventionsSection(data), "Scores with the routing replaced, as means over tasks; changes are paired by example, with 95 % intervals.");
   add("Recovery", data.recovery.length ? pairs("Recovery", data.recovery) : null, "How well the routing found the skills that the tasks are known to be made of.");
   add("Curves", data.history.series.length ? curvesSection(data.history) : null);
   add("Routing by layer", data.routing && routingSection(data.routing));
@@ -27,8 +27,8 @@ function scoresSection(scores) {
   return { node: place };
 }
 
-function plainTable(label, { columns, rows }) {
-  const table = dataTable({ label, columns, rows });
+function plainTable(label, { columns, rows, intervals = null }) {
+  const table = dataTable({ label, columns, rows, intervals });
   return { node: el("div", {}, el("div", { class: "controls" }, table.controls), table.node) };
 }
 
@@ -36,24 +36,10 @@ function pairs(label, rows) {
   return plainTable(label, { columns: ["key", "value"], rows: rows.map(([key, value]) => [key, value === null ? "null" : typeof value === "number" ? value : String(value)]) });
 }
 
-// A long table of task, skill and change as a map; any other as it is.
-function knockoutSection(table) {
-  const column = (...names) => table.columns.findIndex((name) => names.includes(name));
-  const [task, skill, change] = [column("task"), column("skill"), column("change", "delta")];
-  const listed = plainTable("Knock-out", table);
-  if (task < 0 || skill < 0 || change < 0) return listed;
-  const tasks = [...new Set(table.rows.map((row) => String(row[task])))];
-  const skills = [...new Set(table.rows.map((row) => String(row[skill])))];
-  const cells = new Map(table.rows.map((row) => [`${row[task]}\n${row[skill]}`, row]));
-  const of = (t, k) => cells.get(`${tasks[t]}\n${skills[k]}`);
-  const limit = Math.max(1e-9, ...table.rows.map((row) => Math.abs(row[change] ?? 0)));
-  const map = new HeatMap({
-    label: "Knock-out map, tasks by skills",
-    describe: (t, k) => table.columns.map((name, c) => `${name} ${say(of(t, k)?.[c] ?? null)}`).join(" · "),
-  });
-  const view = { rows: tasks.map((_, i) => i), names: tasks, columns: skills, value: (t, k) => of(t, k)?.[change] ?? null, kind: "signed", limit, tree: null };
-  const node = el("div", {}, map.node, scaleNode("signed", "change of the score without the skill", limit), opensForPrint(el("details", {}, el("summary", {}, "As a table"), listed.node)));
-  return { node, draw: () => map.set(view) };
+function interventionsSection({ interventions, findings }) {
+  const { node } = plainTable("Interventions", interventions);
+  if (findings.length) node.prepend(el("ul", {}, findings.map((text) => el("li", {}, text))));
+  return { node };
 }
 
 function picturesSection(pictures) {
@@ -63,8 +49,7 @@ function picturesSection(pictures) {
     place.append(...pictures.map(({ name, data }) => el("div", {}, el("h3", {}, name), el("img", { alt: `Figure ${name} of the run`, src: `data:image/png;base64,${data}` }))));
   };
   const node = el("details", { ontoggle: () => node.open && fill() }, el("summary", {}, `${pictures.length} figures as the run drew them`), place);
-  prints.unshift({ before: fill, after: () => {} });
-  return { node: opensForPrint(node) };
+  return { node: opensForPrint(node, fill) };
 }
 
 function adaptationSections(data) {

@@ -31,7 +31,7 @@ function sweepSections(data) {
     const keys = [...settings.slice(0, 6), ...varying.filter((name) => isScore(name)).slice(0, 3)];
     const parallel = keys.length > 1 ? parallelChart({ columns, rows, keys, picked, colour: score ?? keys[keys.length - 1] }) : null;
     picked.listeners.push(scatter.mark, ...(parallel ? [parallel.mark] : []));
-    parts.push({ title: "Scatter", node: scatter.node });
+    parts.push({ title: "Scatter", words: "A point for each run. Where a column has few values, equal points are moved aside.", node: scatter.node });
     if (parallel) parts.push({ title: "Settings and scores", words: "A line for each run; the ticked ones are thick.", node: parallel.node });
   }
   if (data.curves.some((own) => Object.keys(own).length)) parts.push({ title: "Curves", ...sweepCurves(data, picked, names) });
@@ -77,7 +77,7 @@ function sweepCurves({ curves }, picked, names) {
       const [steps, values] = curves[i][key].map(floats);
       known.set(id, { steps: [...steps], values: [...values] });
     }
-    return { name: names[i], ...known.get(id) };
+    return { name: names[i], brief: names[i].split(" · ")[0], ...known.get(id) };
   };
   function update() {
     for (const [key, chart] of charts) {
@@ -111,7 +111,7 @@ function sweepMaps({ maps }, picked, names) {
       map.set({
         rows: group.tasks.map((_, t) => t), names: group.tasks,
         columns: runs.flatMap(() => Array.from({ length: S }, (_, k) => String(k))),
-        groups: runs.map((i) => ({ label: names[i], count: S })), value: (t, c) => weight(t, c) * S, kind: "relative", tree: null,
+        groups: runs.map((i) => ({ label: names[i].split(" · ")[0], count: S })), value: (t, c) => weight(t, c) * S, kind: "relative", tree: null,
       });
     };
   });
@@ -129,6 +129,6 @@ function differences({ differ, same }, picked, names, label) {
     place.replaceChildren(rows.length ? plainTable(`${prefix} that differs`, { columns: ["key", ...runs.map((i) => names[i])], rows }).node : el("p", { class: "say" }, "Nothing differs between the ticked runs."));
   };
   picked.listeners.push(() => list(label));
-  const shared = same.length ? el("details", {}, el("summary", {}, `${same.length} keys that all runs share`), pairs(label, same).node) : null;
+  const shared = same.length ? opensForPrint(el("details", {}, el("summary", {}, `${same.length} keys that all runs share`), pairs(label, same).node)) : null;
   return { node: el("div", {}, place, shared) };
 }

@@ -7,6 +7,7 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
     const known = rows.map((row) => row[c]).filter((value) => value !== null && value !== "");
     return known.length > 0 && known.every((value) => typeof value === "number");
   });
+  const sayers = columns.map((_, c) => (numeric[c] ? sayer(rows.map((row) => row[c])) : say));
   const state = { column: sort?.column ?? -1, down: sort?.down ?? false, text: "", all: false };
   const body = el("tbody");
   const built = new Map();
@@ -14,10 +15,10 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
   const more = el("button", { class: "plain", type: "button", onclick: () => { state.all = true; fill(); } }, "Show all rows");
   const heads = columns.map((name, c) => {
     const button = el("button", { type: "button", onclick: () => sortBy(c) }, name);
-    return el("th", { scope: "col", class: numeric[c] ? "num" : null, "aria-sort": "none" }, button);
+    return el("th", { scope: "col", class: numeric[c] ? "num" : null, "aria-sort": "none", "data-name": name }, button);
   });
-  const boxes = pick ? [el("th", { scope: "col" }, el("span", { class: "count", style: "padding:9px 14px" }, pick.label))] : [];
-  const node = el("div", { class: "table", tabindex: "0", role: "region", "aria-label": label },
+  const boxes = pick ? [el("th", { scope: "col", class: "pick" }, el("span", { class: "count", style: "padding:9px 14px" }, pick.label))] : [];
+  const node = el("div", { class: columns.length > 9 ? "table broad" : "table", tabindex: "0", role: "region", "aria-label": label },
     el("table", {}, el("thead", {}, el("tr", {}, boxes, heads)), body));
   const filter = searchField("Filter rows", (text) => { state.text = text; fill(); }, "words, or score<0.5");
 
@@ -50,14 +51,14 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
     const shown = state.all ? found : found.slice(0, SHOWN_ROWS);
     body.replaceChildren(...shown.map(rowNode));
     more.hidden = shown.length === found.length;
-    const part = shown.length < found.length ? `${say(shown.length)} shown of ` : "";
-    count.textContent = `${part}${say(found.length)} of ${say(rows.length)} rows`;
+    const part = shown.length < found.length ? ` · the first ${shown.length} are shown` : "";
+    count.textContent = `${say(found.length)} of ${say(rows.length)} rows${part}`;
   }
 
   function rowNode(i) {
     if (!built.has(i)) {
-      const cells = columns.map((_, c) => cellNode(rows[i][c], numeric[c], intervals?.[i][c]));
-      if (pick) cells.unshift(el("td", {}, pickBox(i)));
+      const cells = columns.map((_, c) => cellNode(rows[i][c], numeric[c] && sayers[c], intervals?.[i][c]));
+      if (pick) cells.unshift(el("td", { class: "pick" }, pickBox(i)));
       built.set(i, el("tr", { class: [marks?.[i], pick?.chosen.has(i) ? "chosen" : null].filter(Boolean).join(" ") || null, "data-row": i }, cells));
     }
     return built.get(i);
@@ -78,19 +79,28 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
 
   let before = false;
   prints.push({
-    before: () => { before = state.all; state.all = true; fill(); },
-    after: () => { state.all = before; fill(); },
+    before: () => {
+      before = state.all;
+      if (!node.isConnected || node.closest("details:not([open])")) return;
+      state.all = true;
+      fill();
+    },
+    after: () => {
+      if (state.all === before) return;
+      state.all = before;
+      fill();
+    },
   });
   fill();
   return { node, mark, controls: [filter.node, count, more] };
 }
 
-function cellNode(value, isNumber, interval) {
-  if (!isNumber) return el("td", { class: String(value ?? "").length > 40 ? "long" : null }, value === "" ? "" : say(value));
-  const cell = el("td", { class: "num" }, say(value));
+function cellNode(value, sayNumber, interval) {
+  if (!sayNumber) return el("td", { class: String(value ?? "").length > 40 ? "long" : null }, value === "" ? "" : say(value));
+  const cell = el("td", { class: "num" }, sayNumber(value));
   if (!interval) return cell;
   const [low, high] = interval;
-  cell.append(el("span", { class: "sure" }, `${say(low)} – ${say(high)}`));
+  cell.append(el("span", { class: "sure" }, `${sayNumber(low)} – ${sayNumber(high)}`));
   if (low >= 0 && high <= 1) {
     cell.append(el("span", { class: "bar", "aria-hidden": "true" },
       el("i", { style: `left:${100 * low}%;width:${Math.max(1, 100 * (high - low))}%` }),
