@@ -133,6 +133,34 @@ Flags
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
+FIGURES_HELP = """\
+polylab: the figures that papers have of many runs
+
+usage: python -m polylab.figures run=SWEEP_DIR [figure=NAME] [metric=METRIC] [to=DIR]
+
+Figures (figure=NAME; all draws those that the folder has the data of)
+  changes     change of every task against one shared skill: a sweep with adapter=lora,poly,...
+  parameters  score against trained parameters: a sweep of python -m polylab.adapt over methods
+  skills      discreteness, density, usage, entropy, score by adapter.n_skills=2,4,8,... and seed
+  layers      routing entropy of every layer, of the same sweep
+
+Keys
+  run     folder of the sweep, or of one adaptation
+  metric  of the test; exact_match (default), rouge_l, ...
+  to      a folder for NAME.png and NAME.pdf; figures/ in that of the sweep unless given
+
+Examples
+  python -m polylab.figures run=SWEEP_DIR
+  python -m polylab.figures run=SWEEP_DIR figure=changes
+  python -m polylab.figures run=SWEEP_DIR figure=skills metric=rouge_l
+  python -m polylab.figures run=SWEEP_DIR figure=layers to=paper
+  python -m polylab.figures run=ADAPT_SWEEP_DIR figure=parameters
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
 EVALUATE_HELP = """\
 polylab: metrics of a finished run
 
