@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> list[Path]:
         done.append(target / f"{name}.png")
         print(done[-1], flush=True)
     if not done:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
     for line in problems:
         print(f"left out: {line}", file=sys.stderr)
     return done

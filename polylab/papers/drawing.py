@@ -17,9 +17,9 @@ from polylab.callbacks.figures.curves import (
     draw_curves,
     draw_points,
 )
-from polylab.callbacks.figures.maps import column_width, map_panel, share_scale
+from polylab.callbacks.figures.maps import column_width, share_scale
 from polylab.callbacks.figures.rows import Rows
-from polylab.callbacks.figures.sheet import Sheet
+from polylab.callbacks.figures.sheet import Sheet, map_panel
 from polylab.config.errors import ConfigError
 from polylab.papers.jobs import Job, read_adaptations, read_jobs
 
