@@ -211,6 +211,17 @@ class TestRecovery:
         assert asked == [7, 0, 0, 7, 7]
         assert callback.result != before
 
+    def test_with_many_tasks_and_layers_fewer_permutations_are_drawn(
+        self, build, fit, monkeypatch, caplog
+    ):
+        module, callback = build(n_splits=2), Recovery(n_permutations=40)
+        heads = 2 * len(module.network["inner"].poly_layers())
+        monkeypatch.setattr("polylab.callbacks.recovery._MOST_CELLS", 5 * heads * 12)
+        with caplog.at_level(logging.INFO, "polylab"):
+            fit(module, TinyData(), [callback], max_steps=1, val_check_interval=3)
+        assert callback.result["n_permutations"] == 12
+        assert caplog.text.count("is of 12 permutations, not 40: there are 5 tasks") == 1
+
     def test_says_which_skills_cannot_be_told_apart(self, build, fit, caplog):
         truth = TRUTH.clone()
         truth[:, 2] = truth[:, 0]
