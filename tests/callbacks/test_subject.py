@@ -17,8 +17,8 @@ from tests.callbacks.tiny import TASKS
 T = len(TASKS)
 
 
-def close(found, expected, *, rtol=1e-5):
-    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ class TestPrivateSkills:
         # w sums to 1: the shared ones once, the private ones as a mean of two
         close(found.relative @ [1, 1, 1, 1, 2], 6)
         own = [w[:, :, 4:].sum((1, 2)) for w in seen.weights.values()]
-        close(found.relative[:, 4] * 2 / 6, torch.stack(own).mean(0), rtol=1e-5)
+        close(found.relative[:, 4] * 2 / 6, torch.stack(own).mean(0))
         (line,) = notes(subject)
         assert line == (
             "a task may use 4 shared skills and its 2 own ones ('private' is their mean)"
@@ -98,7 +98,7 @@ class TestPrivateSkills:
 
     def test_own_skills_are_never_in_common(self, subject_of):
         subject, seen = subject_of(poly_type="c-poly", n_private=2, n_splits=2)
-        close(subject.similarity()[0], task_similarity(seen.weights), atol=1e-6)
+        close(subject.similarity()[0], task_similarity(seen.weights))
 
     def test_private(self, subject_of):
         subject, _ = subject_of(poly_type="private", n_splits=2)
@@ -139,7 +139,7 @@ class TestSharedRouters:
         assert over(subject, subject.weights) == "2 routers of 5 layers"
         assert [*layer_names(subject).values()] == ["encoder.0.layer (2)", "decoder.0.layer (3)"]
         # layers count, as in routing=drop:SKILL and in the logged similarity
-        close(subject.similarity()[0], task_similarity(seen.weights), atol=1e-6)
+        close(subject.similarity()[0], task_similarity(seen.weights))
 
     def test_one_router_of_all(self, subject_of):
         subject, _ = subject_of(granularity="model")
