@@ -341,6 +341,14 @@ class ReportSchema:
 
 
 @dataclass
+class FiguresSchema:
+    run: str = MISSING
+    figure: str = "all"
+    metric: str = "exact_match"
+    to: str | None = None
+
+
+@dataclass
 class EvaluateSchema:
     run: str = MISSING
     split: str = "test"
@@ -373,6 +381,7 @@ def register_schemas() -> None:
     store(name="export_schema", node=ExportSchema, provider="polylab")
     store(name="report_schema", node=ReportSchema, provider="polylab")
     store(name="workspace_schema", node=WorkspaceSchema, provider="polylab")
+    store(name="figures_schema", node=FiguresSchema, provider="polylab")
     store(name="evaluate_schema", node=EvaluateSchema, provider="polylab")
     nodes = {
         "data": DataSchema,
