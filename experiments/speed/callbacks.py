@@ -129,9 +129,8 @@ class _Trained(LightningModule):
         super().__init__()
         size = {"d_model": options.width, "d_kv": 64, "d_ff": 2 * options.width, "num_heads": 4}
         shape: dict[str, Any] = {**size, "vocab_size": VOCABULARY, "num_layers": options.blocks}
-        base = T5ForConditionalGeneration(
-            T5Config(**shape, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
-        )
+        shape |= {"feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0}
+        base = T5ForConditionalGeneration(T5Config(**shape))
         config = PolyConfig(
             r=4,
             n_tasks=options.tasks,
@@ -164,7 +163,8 @@ class _Random(LightningDataModule):
         self.batch = {"input_ids": ids, "labels": ids[:, :16].clone(), "task_ids": tasks}
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch], batch_size=None)
+        batches: Any = [self.batch]
+        return DataLoader(batches, batch_size=None)
 
     val_dataloader = train_dataloader
 
