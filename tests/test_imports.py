@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
     "reporting": {"callbacks", "poly"},
+    "papers": {"callbacks", "config"},
     "testing": {"poly"},
     "tracking": set(),
     "__init__": {"poly", "runs"},

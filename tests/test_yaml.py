@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from polylab.config.checks import check_config
 from polylab.config.launch import register
 from polylab.config.paths import config_folder
 from polylab.config.targets import check_arguments, check_targets
@@ -21,7 +26,8 @@ METHODS, PROTOCOLS = (
     [o.stem for o in OPTIONS if o.parent.name == g] for g in ("adapt", "protocol")
 )
 # commands that have a configuration of their own, and the groups that only theirs use
-COMMANDS = ["adapt", "evaluate", "export", "report", "train"]
+EXTRA = "needs the extra: pip install -e .[sweep]"
+COMMANDS = ["adapt", "evaluate", "export", "figures", "report", "train", "workspace"]
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +111,60 @@ def test_methods_and_protocols_of_an_adaptation(method: str, protocol: str, data
 )
 def test_every_option(option: Path) -> None:
     overrides = [f"{option.parent}={option.stem}"]
+    if option.parent.name == "search" and option.stem.startswith("optuna"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=EXTRA)
     if option.parent.name == "data":
         takes_path = "_data@_here_" in (CONF / option).read_text() and option.stem != "combined"
         overrides += ["data.path=DIR"] if takes_path else []
     if option == Path("adapter/none.yaml"):
         overrides += ["callbacks=none"]
     _check(_compose(*overrides))
+
+
+@pytest.mark.parametrize("name", [o.stem for o in OPTIONS if o.parent.name == "search"])
+def test_every_value_of_a_search_is_valid(name: str) -> None:
+    if name.startswith("optuna"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=EXTRA)
+    given = ["experiment=flan_poly", f"search={name}"]
+    cfg = compose("train", given, return_hydra_config=True)
+    assert cfg.hydra.mode == RunMode.MULTIRUN  # it is a sweep without -m
+    assert cfg.optimized_metric == cfg.callbacks.checkpoint.monitor
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    assert params or name == "optuna"
+    ends = [_ends(override) for override in OverridesParser.create().parse_overrides(params)]
+    for chosen in zip(*ends, strict=True):
+        cfg = _compose(*given, *chosen)
+        check_config(cfg)
+        _check(cfg)
+
+
+def _ends(override: Override) -> tuple[str, str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+    else:
+        low, *_, high = override.sweep_iterator()
+    return f"{override.get_key_element()}={low}", f"{override.get_key_element()}={high}"
+
+
+def test_the_server_led_sweep_starts_runs_that_are_valid() -> None:
+    """What `wandb agent` makes of the file: a command with KEY=VALUE for `args_no_hyphens`."""
+    sweep = yaml.safe_load((EXPERIMENTS / "wandb_sweep" / "router_lr.yaml").read_text())
+    *command, arguments = sweep["command"]
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "polylab.train"]
+    assert arguments == "${args_no_hyphens}"
+    assert (CONF.parent / sweep["program"]).is_file()
+    for low in (True, False):
+        drawn = {
+            key: values["values"][0 if low else -1] if "values" in values else values[end]
+            for key, values in sweep["parameters"].items()
+            for end in ["min" if low else "max"]
+        }
+        cfg = _compose(*command[4:], *(f"{key}={value}" for key, value in drawn.items()))
+        check_config(cfg)
+        _check(cfg)
+        assert cfg.optim.router_lr == drawn["optim.router_lr"]
+        assert sweep["metric"]["name"] == cfg.callbacks.checkpoint.monitor == cfg.optimized_metric
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -14,6 +14,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from polylab.config.suggest import hint, listing
 
 KnownKeys = Callable[[], Sequence[str]]
+_PLUGINS = (
+    "hydra/launcher=joblib", "hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm",
+    "hydra/sweeper=optuna", "hydra/sweeper/sampler=tpe",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -160,6 +164,8 @@ def _missing_config(error: MissingConfigException) -> str:
     if not options and not error.options:
         return f"{group}={option}: there is no group {group!r}"
     given = f"{group}={option}"
+    if given in _PLUGINS:
+        return f"{given} needs the extra `sweep` · install it with: pip install 'polylab[sweep]'"
     near = hint(option, options)
     return f"{given}: no such option{near} · valid: {listing(options)}"
 

@@ -5,7 +5,7 @@ from polylab.config.paths import config_folder
 # Groups of the main job in the order of its defaults.
 GROUPS = (
     "experiment", "backbone", "adapter", "data", "module", "optim", "trainer", "callbacks",
-    "logger", "debug",
+    "logger", "search", "debug",
 )  # fmt: skip
 
 ADAPT_GROUPS = ("adapt", "protocol", "data", "module", "optim", "trainer")
@@ -30,7 +30,8 @@ Examples
 Flags
   --cfg job            print the configuration and stop (--resolve fills in references)
   --config-dir DIR     more options of your own, e.g. DIR/experiment/mine.yaml
-  -m, --multirun       a sweep: every combination of the comma-separated values
+  -m, --multirun       a sweep: every combination of the comma-separated values; given again with
+                       hydra.sweep.dir=ITS_FOLDER it goes on where it was killed
   --hydra-help         the flags of Hydra itself
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
@@ -108,6 +109,32 @@ Flags
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
+WORKSPACE_HELP = """\
+polylab: the W&B workspace laid out for skills
+
+usage: python -m polylab.workspace [project=PROJECT] [entity=ENTITY] [name=NAME]
+
+Keys
+  project  as logger.project of the runs; polylab unless given
+  entity   a user or team of W&B; the default one of the key unless given
+  name     of the view
+  timeout  seconds that the server has to answer
+
+Examples
+  python -m polylab.workspace
+  python -m polylab.workspace project=polylab
+  python -m polylab.workspace project=polylab entity=TEAM
+  python -m polylab.workspace project=polylab name=skills
+  python -m polylab.workspace project=polylab timeout=120
+
+It needs the extra `view` (pip install 'polylab[view]') and a key (`wandb login`). Sections: scores,
+skills with a slider over the steps, routing, layers, training, throughput, sweep.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
 REPORT_HELP = """\
 polylab: one HTML page of a run or a sweep
 
@@ -126,6 +153,34 @@ Examples
 
 The page holds everything it shows and needs no network: it can be mailed, kept or printed. What
 cannot be read, and what was left out to keep the page small, is said in it and on stderr.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
+FIGURES_HELP = """\
+polylab: the figures that papers have of many runs
+
+usage: python -m polylab.figures run=SWEEP_DIR [figure=NAME] [metric=METRIC] [to=DIR]
+
+Figures (figure=NAME; all draws those that the folder has the data of)
+  changes     change of every task against one shared skill: a sweep with adapter=lora,poly,...
+  parameters  score against trained parameters: a sweep of python -m polylab.adapt over methods
+  skills      discreteness, density, usage, entropy, score by adapter.n_skills=2,4,8,... and seed
+  layers      routing entropy of every layer, of the same sweep
+
+Keys
+  run     folder of the sweep, or of one adaptation
+  metric  of the test; exact_match (default), rouge_l, ...
+  to      a folder for NAME.png and NAME.pdf; figures/ in that of the sweep unless given
+
+Examples
+  python -m polylab.figures run=SWEEP_DIR
+  python -m polylab.figures run=SWEEP_DIR figure=changes
+  python -m polylab.figures run=SWEEP_DIR figure=skills metric=rouge_l
+  python -m polylab.figures run=SWEEP_DIR figure=layers to=paper
+  python -m polylab.figures run=ADAPT_SWEEP_DIR figure=parameters
 
 Flags
   --cfg job            print the configuration and stop

@@ -21,7 +21,14 @@ from polylab.config.errors import cause_line
 from polylab.config.files import read_json, write_json
 from polylab.config.launch import job_folder, sweep_folder
 from polylab.config.progress import progress_line, read_plan
-from polylab.config.results import RESULT, as_mapping, collect, job_lock, read_metrics
+from polylab.config.results import (
+    RESULT,
+    as_mapping,
+    collect,
+    given_overrides,
+    job_lock,
+    read_metrics,
+)
 
 Task = Callable[[DictConfig], Any]
 # files that a run adds lines to: those of an attempt that left no checkpoint would stay in them
@@ -75,7 +82,7 @@ def _new_result(cfg: DictConfig, sweep: Path) -> dict[str, Any]:
     return {
         "job": plan["first"] + int(hydra.job.num),
         "status": "running",
-        "overrides": as_mapping(hydra.overrides.task),
+        "overrides": as_mapping(given_overrides(hydra)),
         "seed": cfg.get("seed"),
         "metrics": {},
         "value": None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.files import read_json, write_text
 
@@ -35,6 +36,13 @@ ROUTING = tuple(
 def job_lock(folder: Path) -> FileLock:
     """Return the lock that a job holds as long as its process lives."""
     return FileLock(folder / ".hydra" / "running.lock")
+
+
+def given_overrides(hydra: DictConfig) -> list[str]:
+    """Return the overrides as they were typed, references in them unresolved."""
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def as_mapping(overrides: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from polylab.config.environment import commit_of
 from polylab.config.errors import ConfigError, explain
 from polylab.config.files import write_json
 from polylab.config.progress import PLAN, bad_jobs, end_lines, is_over, progress_line, read_plan
-from polylab.config.results import RESULT, collect, read_results
+from polylab.config.results import RESULT, collect, given_overrides, read_results
 from polylab.config.studies import continue_study, is_study
 
 
@@ -135,7 +135,7 @@ def _identity(config: DictConfig) -> dict[str, Any]:
     """What makes two commands the same sweep."""
     params = OmegaConf.select(config, "hydra.sweeper.params")
     return {
-        "overrides": list(config.hydra.overrides.task),
+        "overrides": given_overrides(config.hydra),
         "sweeper": str(config.hydra.sweeper._target_),
         "params": OmegaConf.to_container(params, resolve=True) if params else {},
     }
@@ -166,7 +166,7 @@ def _count_jobs(config: DictConfig, *, done: int) -> int | None:
         return None
     loader = GlobalHydra.instance().config_loader()
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    given += list(config.hydra.overrides.task)
+    given += given_overrides(config.hydra)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     return len(BasicSweeper.split_arguments(parsed, None)[0])
 

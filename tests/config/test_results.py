@@ -36,8 +36,11 @@ def test_an_adaptation_counts_by_the_mean_of_its_medians() -> None:
 
 def test_the_last_routing_statistics_are_metrics(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == {}
-    lines = '{"step": 1, "routing/entropy": 1.0, "routing/density": 0.5}\n{"routing/entropy": 0.75}\n{"rou'
-    (tmp_path / "history.jsonl").write_text(lines)
+    lines = [
+        '{"step": 1, "routing/entropy": 1.0, "routing/density": 0.5}',
+        '{"routing/entropy": 0.75}',
+    ]
+    (tmp_path / "history.jsonl").write_text("\n".join([*lines, '{"rou']))
     assert read_metrics(tmp_path) == {}  # of an unfinished run
     write_json(tmp_path / "metrics.json", {"seconds": 3})
     expected = {"seconds": 3, "routing/entropy": 0.75, "routing/density": 0.5}

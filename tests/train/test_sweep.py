@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from polylab.config.files import read_json
 from tests.wandb_reader import read_runs
 
+EXTRA = "needs the extra: pip install -e .[sweep]"
 QUICK = ["trainer.max_steps=2", "callbacks.figures=null", "callbacks.table=null"]
 
 
@@ -77,10 +79,29 @@ def test_two_ranks_within_a_sweep_are_one_job(
     small: list[str], run_process: Callable[..., Any], tmp_path: Path
 ) -> None:
     ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = run_process("-m", *small, *QUICK, *ranks, "seed=3", cwd=tmp_path)
+    numbered = r"tags=['job-${hydra:job.num}']"  # which the second rank does not know
+    done = run_process("-m", *small, *QUICK, *ranks, numbered, "seed=3", cwd=tmp_path)
     assert done.code == 0, done.err
     (row,) = _table(done)
     assert (row["status"], row["seed"]) == ("completed", "3")
     assert "2 x cpu, DDPStrategy" in done.out
     assert len(list(tmp_path.rglob("config.yaml"))) == 2  # the job's, and Hydra's unresolved one
-    assert len(read_runs(tmp_path)) == 1
+    (run,) = read_runs(tmp_path)
+    assert "job-0" in run.tags
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_two_ranks_under_a_launcher(
+    launcher: str, small: list[str], run_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin = launcher.split("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=EXTRA)
+    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=none"]
+    done = run_process(
+        "-m", *small, *QUICK, *ranks, f"hydra/launcher={launcher}", "seed=3", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    (row,) = _table(done)
+    assert (row["status"], row["seed"]) == ("completed", "3")
+    assert "sweep: 1 of 1 jobs · 1 completed, 0 failed, 0 left" in done.out
+    assert read_json(done.folder / "environment.json")["devices"] == 2
