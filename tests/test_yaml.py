@@ -27,7 +27,7 @@ METHODS, PROTOCOLS = (
 )
 # commands that have a configuration of their own, and the groups that only theirs use
 EXTRA = "needs the extra: pip install -e .[sweep]"
-COMMANDS = ["adapt", "evaluate", "export", "figures", "report", "train"]
+COMMANDS = ["adapt", "evaluate", "export", "figures", "report", "train", "workspace"]
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,8 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[tuple[str, str, list[str]]] = field(default_factory=list)
+    """Type, name and aliases."""
     exit_code: int | None = None
 
     def series(self, key: str) -> list[tuple[int, Any]]:
@@ -105,6 +107,9 @@ def _read(path: Path) -> OfflineRun:
             run.history.append(_merge({}, record.history.item))
         elif kind == "summary":
             _merge(run.summary, record.summary.update)
+        elif kind == "artifact":
+            found = record.artifact
+            run.artifacts.append((found.type, found.name, list(found.aliases)))
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

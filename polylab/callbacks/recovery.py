@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from polylab.callbacks.allocations import Allocations
 from polylab.callbacks.base import AllocationCallback, Moment, Sight, log_metrics, true_skills
@@ -15,6 +16,8 @@ from polylab.poly.recovery import recovery, unidentifiable_skills
 __all__ = ["Recovery"]
 
 log = logging.getLogger(__name__)
+
+_MOST_CELLS, _FEWEST = 10_000_000, 10
 
 _KEYS = {
     "aligned": "routing/recovery",
@@ -33,7 +36,9 @@ class Recovery(AllocationCallback):
     computed. See `polylab.poly.recovery`. Without a known matrix nothing happens.
 
     Args:
-        n_permutations: Of the baselines.
+        n_permutations: Of the baselines; fewer, and a line says so, where permutations x layers x
+            heads x tasks would be more than 10 million (each takes seconds then, and with so many
+            tasks and layers a few are enough).
         seed: Of the permutations.
 
     Attributes:
@@ -50,6 +55,7 @@ class Recovery(AllocationCallback):
         self._n_permutations = n_permutations
         self._seed = seed
         self.result: dict[str, Any] = {}
+        self._has_said = False
         self._seen: Allocations | None = None  # what `result` was made from
 
     def see(self, trainer: Trainer, pl_module: LightningModule, sight: Sight) -> None:
@@ -66,7 +72,7 @@ class Recovery(AllocationCallback):
                 sight.allocations.weights,
                 matrix,
                 names=truth.names,
-                n_permutations=self._n_permutations if full else 0,
+                n_permutations=self._affordable(sight.allocations) if full else 0,
                 seed=self._seed,
             )
         if full:
@@ -75,6 +81,18 @@ class Recovery(AllocationCallback):
             for group in unidentifiable_skills(matrix, truth.names):
                 log.info("No routing of these tasks can tell apart the skills: %s", group)
         log_metrics(trainer, pl_module, scalars(result), moment=sight.moment)
+
+    def _affordable(self, seen: Allocations) -> int:
+        heads = sum(w.shape[1] for w in seen.weights.values())
+        most = max(_FEWEST, _MOST_CELLS // (heads * len(seen.task_ids)))
+        if most < self._n_permutations and not self._has_said:
+            self._has_said = True
+            rank_zero_only(log.info)(
+                "routing/recovery_baseline is of %d permutations, not %d: there are %d tasks, and "
+                "%d layers and heads",
+                most, self._n_permutations, len(seen.task_ids), heads,
+            )  # fmt: skip
+        return min(most, self._n_permutations)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Keep the scores among `trainer.callback_metrics`, which a test run starts anew."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -41,7 +41,8 @@ class SkillTable(AllocationCallback):
     Args:
         folder: The run's folder; the trainer's `default_root_dir` if None.
         max_rows: Of the table in W&B; above it the table holds as many whole layers, evenly
-            spaced, as fit. The file holds all.
+            spaced, as fit, and where not even one does, some of its tasks, evenly spaced (one at
+            least). What was left out is said. The file holds all.
 
     Raises:
         ValueError: If `max_rows` is not from 1 to 200,000, the most that W&B keeps.
@@ -71,11 +72,16 @@ class SkillTable(AllocationCallback):
     def _log(self, trainer: Trainer, seen: Allocations, names: list[str]) -> None:
         import wandb
 
-        rows = max(w.numel() for w in seen.weights.values())
-        layers = evenly_spaced(list(seen.weights), max(1, self._max_rows // rows))
-        if len(layers) < len(seen.weights):
-            log.info("skills/table holds %d of %d layers", len(layers), len(seen.weights))
-        cells: list[Any] = [[*row] for row in allocation_rows(seen, names, layers=layers)]
+        layers, tasks = choose_rows(seen, self._max_rows)
+        n_layers, n_tasks = len(seen.weights), len(names)
+        if len(layers) < n_layers or len(tasks) < n_tasks:
+            log.info(
+                "skills/table in W&B holds %d of %d layers and %d of %d tasks, evenly spaced "
+                "(callbacks.table.max_rows=%d); skills.csv holds all",
+                *(len(layers), n_layers, len(tasks), n_tasks, self._max_rows),
+            )
+        rows = allocation_rows(seen, names, layers=layers, tasks=tasks)
+        cells: list[Any] = [[*row] for row in rows]
         with _long_tables(len(cells)):
             # with types given, W&B does not infer them row by row
             table = wandb.Table(
@@ -84,8 +90,22 @@ class SkillTable(AllocationCallback):
             log_media(trainer, {"skills/table": table})
 
 
+def choose_rows(seen: Allocations, most: int) -> tuple[list[str], list[int]]:
+    """The layers and the positions of the tasks that a table of at most `most` rows holds."""
+    rows = max(w.numel() for w in seen.weights.values())
+    n_tasks = len(seen.task_ids)
+    layers = evenly_spaced(list(seen.weights), max(1, most // rows))
+    if rows <= most:
+        return layers, [*range(n_tasks)]
+    return layers, evenly_spaced(range(n_tasks), max(1, most * n_tasks // rows))
+
+
 def allocation_rows(
-    seen: Allocations, names: list[str], *, layers: list[str] | None = None
+    seen: Allocations,
+    names: list[str],
+    *,
+    layers: list[str] | None = None,
+    tasks: Sequence[int] | None = None,
 ) -> Iterator[tuple[str, int, str, int, float, float | None]]:
     """One row of `COLUMNS` for every cell; `gate` is None without gates.
 
@@ -93,13 +113,17 @@ def allocation_rows(
         seen: What to list.
         names: Of its tasks.
         layers: Only these; all if None.
+        tasks: Only those at these positions; all if None.
     """
     for layer in layers or list(seen.weights):
         weights = seen.weights[layer]
         n_tasks, n_splits, n_skills = weights.shape
-        flat = weights.flatten().tolist()
-        gates = seen.gates[layer].flatten().tolist() if layer in seen.gates else [None] * len(flat)
-        cells = product(range(n_tasks), range(n_splits), range(n_skills))
+        kept = [*(range(n_tasks) if tasks is None else tasks)]
+        flat = weights[kept].flatten().tolist()
+        gates = [None] * len(flat)
+        if layer in seen.gates:
+            gates = seen.gates[layer][kept].flatten().tolist()
+        cells = product(kept, range(n_splits), range(n_skills))
         for (task, split, skill), weight, gate in zip(cells, flat, gates, strict=True):
             yield layer, split, names[task], skill, weight, gate
 

@@ -109,6 +109,32 @@ Flags
   HYDRA_FULL_ERROR=1   (environment) whole tracebacks
 """
 
+WORKSPACE_HELP = """\
+polylab: the W&B workspace laid out for skills
+
+usage: python -m polylab.workspace [project=PROJECT] [entity=ENTITY] [name=NAME]
+
+Keys
+  project  as logger.project of the runs; polylab unless given
+  entity   a user or team of W&B; the default one of the key unless given
+  name     of the view
+  timeout  seconds that the server has to answer
+
+Examples
+  python -m polylab.workspace
+  python -m polylab.workspace project=polylab
+  python -m polylab.workspace project=polylab entity=TEAM
+  python -m polylab.workspace project=polylab name=skills
+  python -m polylab.workspace project=polylab timeout=120
+
+It needs the extra `view` (pip install 'polylab[view]') and a key (`wandb login`). Sections: scores,
+skills with a slider over the steps, routing, layers, training, throughput, sweep.
+
+Flags
+  --cfg job            print the configuration and stop
+  HYDRA_FULL_ERROR=1   (environment) whole tracebacks
+"""
+
 REPORT_HELP = """\
 polylab: one HTML page of a run or a sweep
 

@@ -365,6 +365,14 @@ class EvaluateSchema:
     data: Any = None
 
 
+@dataclass
+class WorkspaceSchema:
+    project: str = MISSING
+    entity: str | None = None
+    name: str = "polylab"
+    timeout: int = 30
+
+
 def register_schemas() -> None:
     """Store the root's schema, and those that options take up with `/schema/NAME@_here_`."""
     store = ConfigStore.instance().store
@@ -372,6 +380,7 @@ def register_schemas() -> None:
     store(name="adapt_schema", node=AdaptCommandSchema, provider="polylab")
     store(name="export_schema", node=ExportSchema, provider="polylab")
     store(name="report_schema", node=ReportSchema, provider="polylab")
+    store(name="workspace_schema", node=WorkspaceSchema, provider="polylab")
     store(name="figures_schema", node=FiguresSchema, provider="polylab")
     store(name="evaluate_schema", node=EvaluateSchema, provider="polylab")
     nodes = {

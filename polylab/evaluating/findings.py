@@ -152,8 +152,10 @@ def _correlation(study: Study) -> str:
     pearson, spearman, cells = study.correlations()
     if pearson != pearson:
         return "Allocation and loss of score cannot be compared: one is the same everywhere."
+    missed = any(judge(study, f"drop:{k}")[0] is Verdict.WORSE for k in study.skills)
+    meaning = _meaning(min(pearson, spearman)) if missed else "No skill is missed over all tasks"
     return (
-        f"{_meaning(min(pearson, spearman))}: allocation against lost {in_words(study.cell_metric)}"
+        f"{meaning}: allocation against lost {in_words(study.cell_metric)}"
         f", Pearson {pearson:.2f}, Spearman {spearman:.2f} over {cells:,} cells of task and skill."
     )
 

@@ -9,7 +9,7 @@ every score comes with a baseline: the same procedure on `M` with its tasks perm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,9 +68,10 @@ def recovery(
     columns = _distinct_columns(truth).T[
         orders
     ]  # permutations tasks true_skills, the true one first
-    by_layer = np.stack([_mean_over_heads(w, columns) for w in weights.values()])  # layers perms
+    true = _True(columns, _unit(columns))
+    by_layer = np.stack([_mean_over_heads(w, true) for w in weights.values()])  # layers perms
     scores = {
-        "aligned": _auroc(_map_of(aligned_mean(weights)[0]), columns),
+        "aligned": _auroc(_map_of(aligned_mean(weights)[0]), true),
         "mean": by_layer.mean(0),
         "best": by_layer.max(0),
         "similarity": _similarities(weights, m, orders),
@@ -111,7 +112,7 @@ def match_to_truth(
 
     Of equal columns of `truth` each gets a skill of its own while there are enough.
     """
-    scores = _correlations(_map_of(mean), truth.double().cpu().numpy())
+    scores = _unit(_map_of(mean)).T @ _unit(truth.double().cpu().numpy())
     rows, cols = linear_sum_assignment(scores, maximize=True)
     found = dict(zip(cols.tolist(), rows.tolist(), strict=True))
     return [found.get(k) for k in range(truth.shape[1])]
@@ -121,17 +122,25 @@ def _map_of(w: Float[Tensor, "tasks skills"]) -> np.ndarray:
     return w.detach().double().cpu().numpy()
 
 
-def _mean_over_heads(w: Tensor, columns: np.ndarray) -> np.ndarray:
-    return np.mean([_auroc(_map_of(head), columns) for head in w.unbind(1)], axis=0)
+class _True(NamedTuple):
+    """Many true matrices, `[n, tasks, true_skills]`, and their columns centred and of length 1."""
+
+    columns: np.ndarray
+    unit: np.ndarray
 
 
-def _auroc(w: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _mean_over_heads(w: Tensor, true: _True) -> np.ndarray:
+    return np.mean([_auroc(_map_of(head), true) for head in w.unbind(1)], axis=0)
+
+
+def _auroc(w: np.ndarray, true: _True) -> np.ndarray:
     """Of one map `[tasks, skills]`, for each of many true matrices `[n, tasks, true_skills]`.
 
     What is ranked depends on which skills are paired, not on with what: the same few sets come back
     for most matrices, and are ranked once.
     """
-    scores = _correlations(w, columns)
+    columns = true.columns
+    scores = _unit(w).T @ true.unit
     partners = np.stack([_pair(one) for one in scores])  # n true_skills, -1 = none
     used = np.zeros((len(partners), w.shape[1] + 1), dtype=bool)
     np.put_along_axis(used, partners, True, axis=1)  # -1: the last place
@@ -183,12 +192,8 @@ def _truth_similarity(m: np.ndarray) -> np.ndarray:
     return task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
 
 
-def _correlations(w: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Of columns, over the tasks: `[..., skills, true_skills]`; 0 where one is constant."""
-    return _unit(w).T @ _unit(m)
-
-
 def _unit(columns: np.ndarray) -> np.ndarray:
+    """Products of such columns are correlations over the tasks; 0 where one is constant."""
     centred = columns - columns.mean(-2, keepdims=True)
     length = np.linalg.norm(centred, axis=-2, keepdims=True)
     return np.where(length > 1e-12, centred / np.maximum(length, 1e-12), 0.0)

@@ -17,7 +17,7 @@ from polylab.reporting.packing import evenly, pack
 from polylab.reporting.reading import Folder
 from polylab.reporting.snapshots import Layers, Look, Snapshot, looks, read_look, table_snapshot
 
-__all__ = ["allocation_contents"]
+__all__ = ["allocation_contents", "task_tree"]
 
 CELLS = 6_000_000  # of all looks and layers together: 8 MB of text
 FINE_CELLS = 750_000  # up to so many, two bytes each
@@ -92,7 +92,7 @@ def _contents(folder: Folder, last: Snapshot, perms: Perms, *, known: list[Look]
         "perms": [perms[name].tolist() for name in plan.layers],
         "gated": last.gates.keys() >= last.weights.keys(),
         "looks": snapshots,
-        "tree": _tree(last.weights, len(last.tasks)),
+        "tree": task_tree(last.weights),
         "words": plan.words + _words_of(known),
     }
 
@@ -174,16 +174,17 @@ def _means(aligned: Layers, heads: int) -> list[Tensor]:
     return [every.mean(1), *of_head]
 
 
-def _tree(weights: Layers, n_tasks: int) -> dict[str, Any] | None:
-    if n_tasks < 2:
-        return None
-    from scipy.cluster.hierarchy import leaves_list
+def task_tree(weights: Layers) -> dict[str, Any] | None:
+    """Order of the tasks and merges `[a, b, distance]` of their hierarchy; None for one task.
 
-    from polylab.callbacks.figures import cluster_tasks
+    No merges where all tasks are routed alike.
+    """
+    if len(next(iter(weights.values()))) < 2:
+        return None
+    from polylab.callbacks.figures.order import cluster_tasks, is_flat, tree_order
 
     similarity = task_similarity({name: w.float() for name, w in weights.items()})
     merges = cluster_tasks(similarity.double().numpy())
-    # not scipy's dendrogram: it recurses, and long chains of tasks reach Python's limit
-    order = leaves_list(merges).tolist()
-    joined = [[int(a), int(b), round(float(d), 5)] for a, b, d, _ in merges]
-    return {"order": order, "merges": joined}
+    forks = [] if is_flat(merges) else merges
+    joined = [[int(a), int(b), round(float(d), 5)] for a, b, d, _ in forks]
+    return {"order": [*tree_order(merges)], "merges": joined}

@@ -24,6 +24,8 @@ def run_contents(folder: Folder) -> dict[str, Any]:
     """Everything that the folder of a run or of an evaluation has to show."""
     config, metrics = folder.yaml("config.yaml"), folder.json("metrics.json")
     environment = folder.json("environment.json")
+    if folder.has("config.yaml") and not folder.has("metrics.json"):
+        folder.note("there is no metrics.json: the run is not finished, or was stopped")
     allocation = allocation_contents(folder)
     categories = task_categories(metrics, folder)
     return {

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polylab.poly.alignment import agreement, align_skills, aligned_mean, apply_alignment
+from polylab.reporting.allocation import task_tree
 from polylab.reporting.packing import evenly, pack
 from polylab.reporting.reading import Folder, number
 from polylab.reporting.run import flat
@@ -20,6 +21,7 @@ from polylab.reporting.snapshots import Snapshot, final_snapshot
 __all__ = ["sweep_contents"]
 
 MAP_CELLS = 4_000_000
+ORDERING = 16  # runs that the order of tasks is found from
 _PLACES = ("job", "folder")  # columns that tell runs apart and are shown first
 # of each run, and no setting: they differ without meaning anything
 _OWN = ("logger.", "ckpt_path", "hydra.", "callbacks.")
@@ -127,9 +129,17 @@ def _group(key: tuple[int, tuple[str, ...]], means: Mapping[int, Tensor]) -> dic
     return {
         "skills": key[0],
         "tasks": [*key[1]],
+        "order": _task_order(aligned),
         "agreement": None if np.isnan(alike) else round(alike, 4),
         "runs": {place: pack(w.numpy(), bits=8) for place, w in aligned.items()},
     }
+
+
+def _task_order(aligned: Mapping[str, Tensor]) -> list[int]:
+    """Tasks by the hierarchy over several runs together."""
+    names = [*aligned]
+    tree = task_tree({names[i]: aligned[names[i]] for i in evenly(len(names), ORDERING)})
+    return [*range(len(aligned[names[0]]))] if tree is None else tree["order"]
 
 
 def _differences(

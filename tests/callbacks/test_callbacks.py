@@ -16,6 +16,7 @@ from polylab.callbacks import (
     Throughput,
 )
 from polylab.callbacks.allocations import AllocationSource
+from polylab.callbacks.figures import draw_allocation
 from polylab.callbacks.spacing import evenly_spaced
 from polylab.poly import statistics as st
 from polylab.poly.recovery import recovery
@@ -210,6 +211,17 @@ class TestRecovery:
         assert asked == [7, 0, 0, 7, 7]
         assert callback.result != before
 
+    def test_with_many_tasks_and_layers_fewer_permutations_are_drawn(
+        self, build, fit, monkeypatch, caplog
+    ):
+        module, callback = build(n_splits=2), Recovery(n_permutations=40)
+        heads = 2 * len(module.network["inner"].poly_layers())
+        monkeypatch.setattr("polylab.callbacks.recovery._MOST_CELLS", 5 * heads * 12)
+        with caplog.at_level(logging.INFO, "polylab"):
+            fit(module, TinyData(), [callback], max_steps=1, val_check_interval=3)
+        assert callback.result["n_permutations"] == 12
+        assert caplog.text.count("is of 12 permutations, not 40: there are 5 tasks") == 1
+
     def test_says_which_skills_cannot_be_told_apart(self, build, fit, caplog):
         truth = TRUTH.clone()
         truth[:, 2] = truth[:, 0]
@@ -236,6 +248,57 @@ class TestSkillFigures:
         fit(build(), TinyData(), [SkillFigures(tmp_path, **arguments)])
         found = sorted(f.name for f in (tmp_path / "figures").glob("allocation-step*.png"))
         assert found == [f"allocation-step{step:06d}.png" for step in steps]
+
+    def test_the_last_ones_have_a_vector_version(self, build, fit, tmp_path):
+        fit(build(), TinyData(), [SkillFigures(tmp_path)])
+        files = {f.name for f in (tmp_path / "figures").iterdir()}
+        every = ["allocation", "by_layer", "task_hierarchy", "task_similarity"]
+        assert {f"{name}.pdf" for name in [*every, "change", "layers"]} == {
+            f for f in files if f.endswith("pdf")
+        }
+        steps = {
+            name: sorted(int(f[-10:-4]) for f in files if f.startswith(f"{name}-step"))
+            for name in [*every, "change", "layers"]
+        }
+        assert steps == {name: [0, 2, 4, 5] for name in every} | {
+            "change": [2, 4, 5],
+            "layers": [5],
+        }
+
+    def test_a_validation_in_the_last_step_is_drawn_once(self, build, fit, tmp_path):
+        fit(build(), TinyData(), [SkillFigures(tmp_path)], max_steps=4)
+        assert (tmp_path / "figures" / "layers-step000004.png").exists()
+        one, last = (tmp_path / "figures" / f"allocation{tag}.png" for tag in ("-step000004", ""))
+        assert one.read_bytes() == last.read_bytes()
+
+    def test_what_could_only_repeat_itself_is_left_out_in_words(self, build, fit, tmp_path, caplog):
+        with caplog.at_level(logging.INFO, "polylab"):
+            fit(build(poly_type="uniform"), TinyData(), [SkillFigures(tmp_path)])
+        assert not list((tmp_path / "figures").glob("layers*"))
+        assert caplog.text.count("SkillFigures leaves out what could only repeat itself") == 1
+        assert "change, layers, task_similarity (uniform by construction" in caplog.text
+
+    def test_categories_of_the_data_are_drawn(self, build, fit, tmp_path, monkeypatch):
+        from polylab.callbacks import scene
+
+        drawn = []
+        monkeypatch.setattr(
+            scene,
+            "draw_allocation",
+            lambda *a, **k: (drawn.append(k), draw_allocation(*a, **k))[1],
+        )
+        data = TinyData()
+        data.categories = {"add": ("sums", "all"), "read": ("words",)}
+        fit(build(), data, [SkillFigures(tmp_path, at_start=False)])
+        for given in drawn:
+            kinds = dict(zip(given["tasks"], given["categories"], strict=True))
+            assert kinds == {"add": "sums", "read": "words", "compare": None, "copy": None,
+                             "upper": None}  # fmt: skip
+
+    def test_an_input_router_changes_since_its_first_look(self, build, fit, tmp_path):
+        fit(build(poly_type="mope"), TinyData(), [SkillFigures(tmp_path)])
+        steps = sorted(f.name for f in (tmp_path / "figures").glob("change-*"))
+        assert steps == ["change-step000004.png", "change-step000005.png"]
 
     def test_refuses(self):
         with pytest.raises(ValueError, match="every_n_validations=-1"):

@@ -2,10 +2,11 @@
 
 import csv
 
+import pytest
 import torch
 
 from polylab.callbacks.allocations import Allocations
-from polylab.callbacks.skill_table import COLUMNS, _write_csv, allocation_rows
+from polylab.callbacks.skill_table import COLUMNS, _write_csv, allocation_rows, choose_rows
 
 WEIGHTS = {
     "encoder.q": torch.tensor([[[0.25, 0.75], [1.0, 0.0]]]).repeat(3, 1, 1),
@@ -41,3 +42,34 @@ def test_the_file_has_six_digits_and_empty_cells(tmp_path):
         rows = [*csv.reader(file)]
     assert rows[0] == COLUMNS
     assert {row[2] for row in rows[1:]} == {*NAMES}
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "n_splits", "n_layers", "most", "kept"),
+    [
+        (1600, 1, 500, 50_000, (3, 1600)),
+        (1600, 64, 500, 50_000, (1, 97)),  # not even one layer: 819,200 rows
+        (5, 2, 3, 50_000, (3, 5)),
+        (5, 2, 3, 1, (1, 1)),  # a row is never cut
+    ],
+)
+def test_the_table_is_bounded(n_tasks, n_splits, n_layers, most, kept):
+    weights = torch.zeros(n_tasks, n_splits, 8)
+    seen = Allocations({f"l.{i}": weights for i in range(n_layers)}, {}, [*range(n_tasks)])
+    layers, tasks = choose_rows(seen, most)
+    assert (len(layers), len(tasks)) == kept
+    rows = [*allocation_rows(seen, [f"t{i}" for i in range(n_tasks)], layers=layers, tasks=tasks)]
+    assert len(rows) == kept[0] * kept[1] * n_splits * 8 <= max(most, n_splits * 8)
+    if kept[1] > 1:
+        assert {rows[0][2], rows[-1][2]} == {"t0", f"t{n_tasks - 1}"}
+    if kept[0] > 1:
+        assert {rows[0][0], rows[-1][0]} == {"l.0", f"l.{n_layers - 1}"}
+
+
+def test_chosen_tasks_keep_their_names_and_gates():
+    gates = {"encoder.q": torch.arange(12.0).view(3, 2, 2)}
+    rows = [*allocation_rows(Allocations(WEIGHTS, gates, [0, 1, 2]), NAMES, tasks=[0, 2])]
+    assert [row[2] for row in rows] == [NAMES[0]] * 4 + [NAMES[2]] * 4 + [NAMES[0]] * 2 + [
+        NAMES[2]
+    ] * 2
+    assert [row[5] for row in rows[:8]] == [0, 1, 2, 3, 8, 9, 10, 11]

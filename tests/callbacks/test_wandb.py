@@ -152,7 +152,8 @@ def test_a_later_validation_of_other_weights_is_kept_too(
     assert len(run.series("skills/allocation")) == 5
 
 
-def test_long_tables_keep_their_rows_or_whole_layers(build, fit, offline_wandb, tmp_path):
+def test_long_tables_keep_their_rows_or_whole_layers(build, fit, offline_wandb, tmp_path, caplog):
+    caplog.set_level("INFO", "polylab")
     module = build(n_tasks=400, n_skills=8)
     fit(module, TinyData(truth=None), [SkillTable(tmp_path, max_rows=13_000)], logger=offline_wandb)
     wandb.finish()
@@ -165,6 +166,10 @@ def test_long_tables_keep_their_rows_or_whole_layers(build, fit, offline_wandb, 
     assert {layers[0], layers[-1]} < listed
     assert len(pd.read_csv(tmp_path / "skills.csv")) == len(layers) * 400 * 8
     assert wandb.Table.MAX_ROWS == 10_000
+    assert (
+        f"skills/table in W&B holds 4 of {len(layers)} layers and 400 of 400 tasks, evenly spaced "
+        "(callbacks.table.max_rows=13000); skills.csv holds all"
+    ) in caplog.messages
     assert cells[0][2] == TASKS[0]
     assert {row[2] for row in cells} >= {"task 5", "task 399"}
 

@@ -192,6 +192,14 @@ def test_the_map_and_the_knock_out_are_compared():
     assert study.skills == [2, 0]
     assert study.correlations() == (pytest.approx(1), pytest.approx(1), 4)
     assert "Pearson 1.00, Spearman 1.00 over 4 cells" in study.findings()[-1]
+    assert study.findings()[-1].startswith("No skill is missed over all tasks: allocation against")
+    change = np.array([[[0.5, 0], [0, 0]], [[0.4, 0], [0, 0]], [[0.6, 0], [0, 0]]])
+    missed = _study(drops, change=change, allocation=allocation)
+    missed.effects.task_change.value[:, 1:, 0] = relative[:, [2, 0]]
+    assert missed.findings()[-1].startswith("Tasks miss the skills that they weigh most: ")
+    assert "1 (2) of 2 are missed and 1 (0) are not" in missed.findings()[0]
+    missed.effects.task_change.value[:, 1:, 0] *= -1
+    assert missed.findings()[-1].startswith("Tasks do not miss more the skills that they weigh")
     table = study.knockout.query("metric == 'loss'")
     assert table.task.tolist() == ["a", "a", "b", "b"]
     assert table.allocation.tolist() == [0.4, 1.5, 2.3, 0.5]

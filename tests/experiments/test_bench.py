@@ -48,6 +48,21 @@ def test_decoding_of_many_tasks_and_of_one(tmp_path):
     assert rows[0]["of the backbone"] == rows[1]["of LoRA"] == 1
 
 
+def test_what_the_callbacks_cost(tmp_path):
+    file = tmp_path / "rows.json"
+    small = {"rounds": 1, "tasks": 5, "skills": 3, "blocks": 1, "width": 16, "batch": 4}
+    given = [text for name, value in small.items() for text in (f"--{name}", value)]
+    run("bench.py", "callbacks", "--device", "cpu", *given, "--save", file)
+    *rows, total = json.loads(file.read_text())["rows"]
+    assert {row["layers"] for row in rows} == {18}
+    assert [row["callback"] for row in rows][:2] == ["Throughput", "RoutingStatistics"]
+    assert total["callback"] == "all"
+    assert total["look ms"] == pytest.approx(sum(row["look ms"] for row in rows), abs=0.1)
+    share = (total["look ms"] + 250 * total["step ms"]) / (250 * total["training step ms"])
+    assert total["share %"] == pytest.approx(100 * share, rel=0.05)
+    assert all(row["look ms"] > 0 for row in rows)
+
+
 def test_the_curve_in_16_bits_is_that_of_float32(tmp_path):
     figure = tmp_path / "curve.png"
     rows = rows_of(tmp_path, "curve", "--steps", "60", "--figure", figure)

@@ -196,11 +196,25 @@ def test_wrong_specs_are_refused(spec, message):
         pass
 
 
+@pytest.mark.parametrize("poly_type", ["poly", "mope"])
+def test_drop_matches_skills_by_the_weights_that_are_given(poly_type):
+    model = poly("llama", poly_type=poly_type)
+    draw = torch.Generator().manual_seed(3)
+    given = {n: torch.rand(3, 2, N_SKILLS, generator=draw) for n in model.poly_layers()}
+    inputs = {k: v for k, v in inputs_of("llama").items() if k != "labels"}
+    with model.routing("drop:2", task_weights=given):
+        found = model.mixing_weights(**inputs, task_ids=task_ids())
+    for name, perm in align_skills(given).items():
+        for head in range(2):
+            assert not found[name][:, head, perm[head, 2]].any()
+        assert ((found[name] > 0).sum(-1) == N_SKILLS - 1).all()
+
+
 def test_what_prompt_routing_cannot_do_is_refused():
     model = poly("llama", poly_type="mope")
     with pytest.raises(ValueError, match=r"'task:1': this adapter is not routed by task"):
         model.routing("task:1").__enter__()
-    with pytest.raises(ValueError, match=r"'drop:1'.*drop:LAYER/SKILL"):
+    with pytest.raises(ValueError, match=r"'drop:1'.*drop:LAYER/SKILL, or task_weights="):
         model.routing("drop:1").__enter__()
     name = next(iter(model.poly_layers()))
     assert weights_of(model, f"drop:{name}/1")[name][..., 1].max() == 0

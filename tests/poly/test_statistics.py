@@ -165,3 +165,13 @@ def test_layers_that_do_not_fit_are_refused(given, words):
 def test_weights_of_other_axes_are_refused():
     with pytest.raises(ValueError, match=r"'a' has weights of shape \[5, 3\]; .*splits"):
         check_layers([("a", torch.ones(T, S))])
+
+
+def test_similarity_of_very_many_cells_is_that_of_evenly_spaced_layers(monkeypatch):
+    draw = torch.Generator().manual_seed(2)
+    layers = {f"l{i}": torch.rand(5, 2, 3, generator=draw).softmax(-1) for i in range(7)}
+    whole = st.task_similarity(layers)
+    monkeypatch.setattr(st, "MOST_COMPARED", 3 * 5 * 30 + 149)  # room for three layers
+    some = {name: layers[name] for name in ("l0", "l3", "l6")}
+    assert torch.equal(st.task_similarity(layers), st.task_similarity(some))
+    assert not torch.allclose(st.task_similarity(layers), whole)

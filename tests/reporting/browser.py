@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,13 @@ class Browser:
         self.driver.execute_async_script(
             "const done = arguments[0]; requestAnimationFrame(() => setTimeout(done))"
         )
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for what the browser does by itself; fails after 5 seconds."""
+        end = time.monotonic() + 5
+        while not holds():
+            assert time.monotonic() < end, "it never came to hold"
+            time.sleep(0.02)
 
     def messages(self) -> list[dict[str, Any]]:
         """What the page wrote to its console since this was last asked."""
@@ -117,7 +124,6 @@ class Browser:
     def dark(self, on: bool) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if on else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        self.frame()
 
     def close(self) -> None:
         self.driver.quit()

@@ -115,6 +115,15 @@ def test_tasks_of_a_long_chain_are_ordered(tmp_path: Path) -> None:
     write_look(tmp_path, "step000000", step=0, tasks=names(n), weights={"q": w}, gates={})
     tree = page_contents(tmp_path)["allocation"]["tree"]
     assert sorted(tree["order"]) == list(range(n))
+    assert len(tree["merges"]) == n - 1
+
+
+def test_tasks_that_are_routed_alike_have_no_tree(tmp_path: Path) -> None:
+    write_run(tmp_path, tasks=names(4), steps=[0])
+    alike = {"q": np.full((4, 2, 3), 1 / 3)}
+    write_look(tmp_path, "step000000", step=0, tasks=names(4), weights=alike, gates={})
+    found = page_contents(tmp_path)["allocation"]
+    assert found["tree"] == {"order": [0, 1, 2, 3], "merges": []}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +201,14 @@ def test_weights_beyond_one_are_refused(run: tuple[Path, dict[str, Any]]) -> Non
     assert contents["notes"][0].startswith("the allocations cannot be drawn: values lie in 0 to")
 
 
+def test_a_run_that_goes_on_is_said_to(run: tuple[Path, dict[str, Any]]) -> None:
+    (run[0] / "metrics.json").unlink()
+    contents = page_contents(run[0])
+    why = "there is no metrics.json: the run is not finished, or was stopped"
+    assert contents["notes"] == [why]
+    assert contents["scores"] == contents["headline"] == []
+
+
 def test_evenly() -> None:
     assert evenly(3, 5) == [0, 1, 2]
     assert evenly(9, 3) == [0, 4, 8]
@@ -223,6 +240,7 @@ def test_a_sweep_puts_first_what_differs(tmp_path: Path) -> None:
     assert dict(contents["facts"])["not completed"] == 1
     groups = {one["skills"]: sorted(one["runs"]) for one in contents["maps"]["groups"]}
     assert groups == {3: ["0", "2", "4"], 4: ["1"]}
+    assert all(sorted(one["order"]) == [*range(6)] for one in contents["maps"]["groups"])
     differ = {key for key, _ in contents["config"]["differ"]}
     assert differ == {"seed", "adapter.n_skills"}
     assert ["torch", "2.9.0"] in contents["environment"]["same"]

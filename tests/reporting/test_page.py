@@ -193,16 +193,15 @@ def test_the_keyboard_reaches_what_the_pointer_does(opened: Browser) -> None:
 
 def test_dark_and_light_are_drawn_differently(opened: Browser) -> None:
     ground = "return getComputedStyle(document.body).backgroundColor"
-    light, map_light = (
-        opened.run(ground),
-        opened.run(f"return document.querySelector('{MAP}').toDataURL()"),
-    )
+    pixels = f"return document.querySelector('{MAP}').toDataURL()"
+    light, before = opened.run(ground), opened.run(pixels)
     opened.dark(True)
     try:
         assert opened.run(ground) != light
-        assert opened.run(f"return document.querySelector('{MAP}').toDataURL()") != map_light
+        opened.until(lambda: opened.run(pixels) != before)
     finally:
         opened.dark(False)
+    opened.until(lambda: opened.run(pixels) == before)
 
 
 def test_all_rows_and_maps_are_printed(

@@ -104,6 +104,17 @@ def test_the_offline_run(whole: Any) -> None:
     }  # fmt: skip
     assert expected <= keys, expected - keys
     assert [step for step, _ in run.series("train/loss")] == [1, 2, 3, 4]
+    (model,) = [found for found in run.artifacts if found[0] == "model"]
+    run_id = run.folder.name.rpartition("-")[2]
+    assert model == ("model", f"adapter-{run_id}", ["latest", "best"])
+    # what waits for a sync lies in the run's folder, and is no second copy of the adapter
+    staged = [path for path in (whole.folder / "wandb" / "data").rglob("*") if path.is_file()]
+    adapter = whole.folder / "adapter" / "adapter_model.safetensors"
+    assert (
+        sum(path.stat().st_size for path in staged)
+        < 3 * (whole.folder / "skills.csv").stat().st_size
+    )
+    assert adapter.stat().st_size not in {path.stat().st_size for path in staged}
 
 
 def test_checkpoints_load_with_weights_only(whole: Any) -> None:

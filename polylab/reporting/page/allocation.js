@@ -140,7 +140,7 @@ function allocationView(all, state, rows, categories) {
     value: cellOf(all, state),
     kind: { weights: "relative", gates: "share", change: "signed" }[state.kind],
     limit: 1,
-    tree: whole ? all.tree : null,
+    tree: whole && all.tree.merges.length ? all.tree : null,
     bands: state.order === "category" ? (t) => categories[all.tasks[t]] ?? "" : null,
     numbers: state.numbers,
   };
@@ -172,7 +172,8 @@ function aboutView(all, state) {
   const look = all.looks[state.look];
   const when = `Look: ${all.lookName(state.look)}. `;
   const agree = look.agreement === null ? "" : ` Agreement of layers and heads at this look: ${look.agreement.toFixed(2)} (1 = alike, near 0 = nothing in common).`;
-  const tree = all.tree && state.order === "hierarchy" ? " The tree joins tasks by the share of mixing weight that they do not have in common, at the last look." : "";
+  const flat = all.tree && !all.tree.merges.length;
+  const tree = flat ? " There is no hierarchy: all tasks are routed alike." : all.tree && state.order === "hierarchy" ? " The tree joins tasks by the share of mixing weight that they do not have in common, at the last look." : "";
   if (state.layer >= 0) return `${when}Layer ${all.layers[state.layer]}; its columns stand in the aligned order, under the layer's own numbers.${tree}`;
   return `${when}Mean over layers${state.head >= 0 ? ` of head ${state.head}` : " and heads"} after their skills were matched: skills of different layers and heads are exchangeable. The matching is that of the last look at every step.${agree}${tree}`;
 }

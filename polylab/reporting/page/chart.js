@@ -72,7 +72,7 @@ function lineChart({ title, series, wide = false, unit = [] }) {
     for (const one of [...shown].sort((a, b) => !!b.faint - !!a.faint)) scene.append(...curve(one, x, y));
     scene.append(svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }));
     const named = shown.filter((one) => !one.faint);
-    legend.replaceChildren(...(named.length > 1 || shown.length > 1 ? named : []).map((one) => el("li", {}, el("i", { style: `background:${one.colour}` }), one.name)));
+    legend.replaceChildren(...(named.length > 1 || shown.length > 1 ? named : []).map((one) => el("li", {}, el("i", { style: `background:${one.colour}` }), (!wide && one.brief) || one.name)));
     read(-1);
   }
 

@@ -10,7 +10,7 @@ const SCALES = {
 const OVER = { light: "#5E2703", dark: "#FFE3C2" };
 
 function isDark() {
-  return matchMedia("(prefers-color-scheme: dark)").matches;
+  return darkness.matches;
 }
 
 function inks(onPaper) {

@@ -1,6 +1,7 @@
 // Everything that was logged: charts of what belongs together, and one of any numbers one picks.
 
-const MOST_CHARTS = 12;
+const MOST_CHARTS = 15;
+const LINES = 6; // of one chart
 
 function coloured(list) {
   return list.map((one, i) => ({ ...one, colour: SERIES_COLOURS[i % 8] }));
@@ -20,13 +21,20 @@ function groups(names) {
   }
   const first = ["loss", "validation", "routing", "effective number of skills", "learning rate", "gradient norm"];
   const rank = (title) => (first.indexOf(title) + 1 || 99);
-  return [...found].sort(([a], [b]) => rank(a) - rank(b)).filter(([title]) => title !== "test").slice(0, MOST_CHARTS);
+  const sorted = [...found].sort(([a], [b]) => rank(a) - rank(b)).filter(([title]) => title !== "test");
+  return sorted.flatMap(([title, members]) => parted(members).map((part) => [title, part])).slice(0, MOST_CHARTS);
+}
+
+function parted(members) {
+  const parts = [];
+  for (let first = 0; first < members.length; first += LINES) parts.push(members.slice(first, first + LINES));
+  return parts;
 }
 
 function curvesSection({ series, words }) {
   const of = new Map(series.map(([name, steps, values]) => [name, { name, steps, values }]));
   const names = [...of.keys()];
-  const charts = groups(names).map(([title, members]) => lineChart({ title, series: coloured(members.slice(0, 8).map((name) => of.get(name))), unit: title === "routing" ? [0, 1] : [] }).node);
+  const charts = groups(names).map(([title, members]) => lineChart({ title, series: coloured(members.map((name) => of.get(name))), unit: title === "routing" ? [0, 1] : [] }).node);
   const node = el("div", {}, el("div", { class: "charts" }, charts), pickedChart(names, (name) => of.get(name)), words.map((text) => el("p", { class: "say" }, text)));
   return { node };
 }

@@ -82,7 +82,8 @@ addEventListener("resize", () => {
   width = innerWidth;
   redraws.forEach((draw) => draw());
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((draw) => draw()));
+const darkness = matchMedia("(prefers-color-scheme: dark)");
+darkness.addEventListener("change", () => redraws.forEach((draw) => draw()));
 addEventListener("beforeprint", () => prints.forEach(({ before }) => before()));
 addEventListener("afterprint", () => prints.forEach(({ after }) => after()));
 

@@ -10,6 +10,7 @@ function galleryNode(all, state, rows, choose) {
   const node = el("details", { ontoggle: () => update() }, el("summary", {}, `All ${all.layers.length} layers at this look`), list);
   node.hidden = all.layers.length < 2;
   opensForPrint(node, () => update());
+  redraws.push(() => update());
 
   function update() {
     if (!node.open) return;

@@ -4,7 +4,8 @@
 // `room` is how far a point may be moved aside so that equal ones do not hide each other.
 function axisOf(values) {
   const known = values.filter((value) => value !== null);
-  const few = new Set(known).size <= 6;
+  const apart = new Set(known).size;
+  const few = apart <= 6 && known.length >= 2 * apart;
   if (!few && known.every((value) => typeof value === "number")) {
     const [low, high] = span(known);
     const pad = (high - low) * 0.04;

@@ -10,7 +10,7 @@ function isScore(name) {
 function sweepSections(data) {
   const { columns, rows } = data;
   const at = (name) => columns.indexOf(name);
-  const settings = data.varying.filter((name) => !isScore(name) && !["job", "folder", "status", "error", "seconds", "started", "commit"].includes(name));
+  const settings = data.varying.filter((name) => !isScore(name) && !["job", "folder", "status", "error", "seconds", "started", "commit", "trainable_parameters"].includes(name));
   const names = rows.map((row) => [`job ${say(row[at("job")])}`, ...settings.slice(0, 4).map((name) => `${name.split(".").pop()}=${say(row[at(name)])}`)].join(" · "));
   const picked = selection(data, settings);
   const table = dataTable({
@@ -35,7 +35,7 @@ function sweepSections(data) {
     if (parallel) parts.push({ title: "Settings and scores", words: "A line for each run; the ticked ones are thick.", node: parallel.node });
   }
   if (data.curves.some((own) => Object.keys(own).length)) parts.push({ title: "Curves", ...sweepCurves(data, picked, names) });
-  if (data.maps.groups.length) parts.push({ title: "Allocations", words: "Aligned means of the ticked runs. Skills of different runs are exchangeable, so they stand in matched order.", ...sweepMaps(data, picked, names) });
+  if (data.maps.groups.length) parts.push({ title: "Allocations", words: "Aligned means of the ticked runs. Skills of different runs are exchangeable, so they stand in matched order; tasks stand in the order of their hierarchy.", ...sweepMaps(data, picked, names) });
   parts.push({ title: "Configuration", words: "Keys that differ, in the ticked runs.", ...differences(data.config, picked, names, "Configuration") });
   parts.push({ title: "Environment", words: "What differs between the ticked runs; below, what all runs share.", ...differences(data.environment, picked, names, "Environment") });
   picked.changed();
@@ -49,6 +49,7 @@ function selection({ columns, rows, varying }) {
   const ranked = rows.map((_, i) => i).filter((i) => rows[i][columns.indexOf("status")] === "completed");
   if (score) ranked.sort((a, b) => (value(b) ?? -Infinity) - (value(a) ?? -Infinity));
   const picked = { chosen: new Set(ranked.slice(0, FIRST_CHOSEN)), listeners: [], score };
+  picked.list = () => [...picked.chosen].sort((a, b) => a - b);
   picked.changed = () => picked.listeners.forEach((listen) => listen());
   picked.clear = () => { picked.chosen.clear(); picked.changed(); };
   picked.toggle = (i, on) => {
@@ -81,7 +82,7 @@ function sweepCurves({ curves }, picked, names) {
   };
   function update() {
     for (const [key, chart] of charts) {
-      chart.set(coloured([...picked.chosen].filter((i) => curves[i][key()]).map((i) => series(i, key()))));
+      chart.set(coloured(picked.list().filter((i) => curves[i][key()]).map((i) => series(i, key()))));
       chart.node.querySelector("h3").textContent = key();
     }
   }
@@ -105,11 +106,11 @@ function sweepMaps({ maps }, picked, names) {
     const box = el("div", {}, el("h3", {}, `${S} skills, ${group.tasks.length} tasks`), el("p", { class: "say" }, `Matched among runs of this size.${agree} Weights are rounded to 1/255.`), map.node);
     node.append(box);
     return () => {
-      runs = [...picked.chosen].filter((i) => i in group.runs).slice(0, Math.max(1, Math.floor(96 / S)));
+      runs = picked.list().filter((i) => i in group.runs).slice(0, Math.max(1, Math.floor(96 / S)));
       box.hidden = runs.length === 0;
       if (!runs.length) return;
       map.set({
-        rows: group.tasks.map((_, t) => t), names: group.tasks,
+        rows: group.order, names: group.tasks,
         columns: runs.flatMap(() => Array.from({ length: S }, (_, k) => String(k))),
         groups: runs.map((i) => ({ label: names[i].split(" · ")[0], count: S })), value: (t, c) => weight(t, c) * S, kind: "relative", tree: null,
       });
@@ -124,7 +125,7 @@ function sweepMaps({ maps }, picked, names) {
 function differences({ differ, same }, picked, names, label) {
   const place = el("div");
   const list = (prefix) => {
-    const runs = [...picked.chosen];
+    const runs = picked.list();
     const rows = differ.filter(([, values]) => new Set(runs.map((i) => values[i])).size > 1).map(([key, values]) => [key, ...runs.map((i) => values[i])]);
     place.replaceChildren(rows.length ? plainTable(`${prefix} that differs`, { columns: ["key", ...runs.map((i) => names[i])], rows }).node : el("p", { class: "say" }, "Nothing differs between the ticked runs."));
   };
