@@ -104,6 +104,14 @@ def test_a_run_without_a_validation_logs_its_end(
         assert [step for step, _ in run.series(key)] == [max_steps]
 
 
+def test_the_figures_of_a_last_validation_are_logged_once(build, fit, offline_wandb, tmp_path):
+    fit(build(), TinyData(), [SkillFigures(tmp_path)], logger=offline_wandb, max_steps=4)
+    wandb.finish()
+    run = read_run(tmp_path)
+    assert [step for step, _ in run.series("skills/allocation")] == [0, 2, 4]
+    assert [step for step, _ in run.series("skills/layers")] == [4]
+
+
 def test_input_routed_adapters(build, fit, callbacks, offline_wandb, tmp_path):
     fit(build(poly_type="mope"), TinyData(n_batches=2), callbacks, logger=offline_wandb)
     wandb.finish()
