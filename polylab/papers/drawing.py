@@ -28,8 +28,8 @@ __all__ = ["FIGURES", "draw"]
 SKILLS = "adapter.n_skills"
 _MOST_SETTINGS = 8
 _CURVES = (
-    ("routing/discreteness", "discreteness (1 = every gate open or shut)", (0.0, 1.0)),
-    ("routing/density", "density (share of open gates; papers: sparsity)", (0.0, 1.0)),
+    ("routing/discreteness", "discreteness (1 = open or shut)", (0.0, 1.0)),
+    ("routing/density", "density: share of open gates", (0.0, 1.0)),
     ("routing/usage_entropy", "usage entropy (1 = all skills alike)", (0.0, 1.02)),
     ("routing/effective_skills", "effective number of skills", None),
     ("routing/entropy", "routing entropy (1 = uniform)", (0.0, 1.02)),
@@ -145,7 +145,10 @@ def skills(folder: Path, metric: str) -> Figure:
         [float(n) for n in jobs],
         axis="number of skills",
         title="Routing and score against the number of skills",
-        shown=[f"line: mean over {_seeds(jobs)} seeds · band: from the lowest to the highest"],
+        shown=[
+            f"line: mean over {_seeds(jobs)} seeds · band: from the lowest to the highest",
+            "at the end of training; what is here the density is sparsity in papers",
+        ],
     )
 
 

@@ -1,13 +1,15 @@
 """A sweep: a folder and a W&B run for every job, one group, one table."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polylab.config.files import read_json
+from polylab.config.files import read_json, write_json
+from polylab.training import read_history
 from tests.wandb_reader import read_runs
 
 EXTRA = "needs the extra: pip install -e .[sweep]"
@@ -57,6 +59,35 @@ def test_four_runs_in_one_group(sweep: Any) -> None:
     assert all(run.last("test/loss") > 0 for run in runs)
 
 
+def test_jobs_that_were_cut_off_go_on(
+    sweep: Any, small: list[str], run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One while it was tested, from its checkpoint; one before its first, anew; two were done."""
+    shutil.copytree(sweep.folders[0].parent, tmp_path / "cut")
+    for job in "12":
+        folder = tmp_path / "cut" / job
+        record = read_json(folder / ".hydra" / "result.json")
+        write_json(folder / ".hydra" / "result.json", record | {"status": "running"})
+        (folder / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "cut" / "2" / "checkpoints")
+    n_lines = len(read_history(tmp_path / "cut" / "2"))
+    given = [*QUICK, "adapter.n_skills=2,4", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'cut'}"]
+    done = run_here("-m", *small, *given, cwd=tmp_path)
+    assert done.code == 0, done.err
+    said = [line for line in done.out.splitlines() if line.startswith(("job ", "goes on"))]
+    assert [line.split(" · ")[0].split(" from ")[0] for line in said] == [
+        "job 0 is done already", "goes on", "job 3 is done already",
+    ]  # fmt: skip
+    assert len(read_history(tmp_path / "cut" / "2")) == n_lines  # not those of both attempts
+    with (tmp_path / "cut" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    moved = ("seconds", "started", "commit")
+    for row, expected in zip(rows, _table(sweep), strict=True):
+        assert {k: v for k, v in row.items() if k not in moved} == {
+            k: v for k, v in expected.items() if k not in moved
+        }
+
+
 def test_a_failing_job_stops_no_other(
     small: list[str], run_here: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -90,15 +121,14 @@ def test_two_ranks_within_a_sweep_are_one_job(
     assert "job-0" in run.tags
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_two_ranks_under_a_launcher(
-    launcher: str, small: list[str], run_process: Callable[..., Any], tmp_path: Path
+    small: list[str], run_process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    plugin = launcher.split("_")[0]
-    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=EXTRA)
+    """Of which one is as good as another: all start jobs in processes with arguments of theirs."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=EXTRA)
     ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=none"]
     done = run_process(
-        "-m", *small, *QUICK, *ranks, f"hydra/launcher={launcher}", "seed=3", cwd=tmp_path
+        "-m", *small, *QUICK, *ranks, "hydra/launcher=joblib", "seed=3", cwd=tmp_path
     )
     assert done.code == 0, done.err
     (row,) = _table(done)
