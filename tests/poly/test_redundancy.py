@@ -69,7 +69,7 @@ def test_equal_b_alone_makes_no_duplicates(banks):
 class TestDead:
     def test_the_bound_is_on_the_largest_weight(self):
         w = torch.tensor([[0.5, 0.48, 0.02], [0.485, 0.5, 0.015]])[:, None]
-        other = torch.tensor([[0.5, 0.48, 0.02], [0.4, 0.5, 0.1]])[:, None]
+        other = torch.tensor([[0.5, 0.495, 0.005], [0.45, 0.5, 0.05]])[:, None]
         found = dead_skills({"layer": torch.cat([w, other], 1)})
         assert found["layer"].tolist() == [[False, False, True], [False, False, False]]
         assert dead_skills({"layer": w}, below=0.05)["layer"].sum() == 0  # 0.02 * 3 = 0.06
