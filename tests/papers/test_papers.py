@@ -225,6 +225,10 @@ def test_methods_of_equal_size_hide_none() -> None:
     dots = [line for line in axes.lines if line.get_markersize() == 6.5]
     places = [line.get_transform().transform(line.get_xydata())[0] for line in dots]
     assert len(places) == 3
+    box = axes.get_window_extent()
+    for (x, y), line in zip(places, dots, strict=True):
+        assert box.x0 < x < box.x1, line
+        assert box.y0 < y < box.y1, line
     assert places[1][0] - places[0][0] == pytest.approx(11)
     assert places[0] == pytest.approx(axes.transData.transform((10, 0.5)))
 

@@ -171,7 +171,10 @@ def draw_points(
         style = {"color": colour, "transform": axes.transData + aside}
         axes.plot([point.x] * 2, [point.low, point.high], linewidth=2, alpha=0.55, **style)
         axes.plot([point.x], [point.y], marker="o", markersize=6.5, markeredgewidth=0, **style)
+    # lines that are moved aside do not count for the limits by themselves
+    axes.update_datalim([(point.x, end) for point in points for end in (point.low, point.high)])
     axes.margins(x=0.12, y=0.12)
+    axes.autoscale_view()
     axes.minorticks_off()
     x, y = axes_names
     axes.set_xlabel(x, fontsize=FONT, color=MUTED)
