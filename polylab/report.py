@@ -14,7 +14,12 @@ from polylab.config.files import write_text
 from polylab.config.help import REPORT_HELP
 from polylab.config.launch import launch
 
-KINDS = {"run": "a run", "sweep": "a sweep", "adaptation": "an adaptation"}
+KINDS = {
+    "run": "a run",
+    "evaluation": "an evaluation",
+    "sweep": "a sweep",
+    "adaptation": "an adaptation",
+}
 
 
 def main() -> None:

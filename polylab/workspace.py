@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> None:
             " WANDB_API_KEY"
         )
     try:
-        import wandb_workspaces  # noqa: F401
+        import wandb_workspaces  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ConfigError(
             "wandb-workspaces is not installed · pip install 'polylab[view]'"
@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> None:
 
     try:
         entity = cfg.entity or wandb.Api(timeout=cfg.timeout).default_entity
-        view = build_workspace(entity=entity, project=cfg.project, name=cfg.name)
+        view = build_workspace(entity=str(entity), project=cfg.project, name=cfg.name)
         view.save()
     except Exception as error:  # whatever its server, its network and its queries raise
         place = "/".join(filter(None, (cfg.entity, cfg.project)))

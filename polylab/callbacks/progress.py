@@ -102,7 +102,12 @@ class Progress(ProgressBar):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._end()
 
-    def on_exception(self, *_args: Any) -> None:
+    def on_exception(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
         while self._view is not None and self._view.is_busy:
             self._view.end()
 

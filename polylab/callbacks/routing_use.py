@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from polylab.callbacks.allocations import find_poly_model
@@ -73,13 +73,13 @@ class RoutingUse(Callback):
             return
         if not isinstance(trainer.strategy, _STRATEGIES):
             name = type(trainer.strategy).__name__
-            rank_zero_info(f"RoutingUse asks nothing: a model under {name} is in parts.")
+            _say(f"RoutingUse asks nothing: a model under {name} is in parts.")
             return
         with torch.random.fork_rng(devices=[]):
             batches = _batches(trainer, rows)
         losses = _losses(pl_module, model, batches)
         if not batches or losses is None:
-            rank_zero_info(
+            _say(
                 "RoutingUse asks nothing: there are no validation batches with "
                 f"{', '.join(_READ)} to take a loss of."
             )
@@ -111,6 +111,11 @@ class RoutingUse(Callback):
             found["learned"],
             found["uniform"],
         )
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    log.info(message)
 
 
 def _has_a_choice(model: PolyModel) -> bool:

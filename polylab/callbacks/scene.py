@@ -244,7 +244,7 @@ class Scene:
 
     def _categories(self) -> list[str | None] | None:
         known = self._subject.categories
-        return known and [known[i] for i in self._rows]
+        return None if known is None else [known[i] for i in self._rows]
 
     def _columns(self) -> list[str]:
         if self._subject.truth is None:

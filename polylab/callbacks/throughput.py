@@ -31,8 +31,8 @@ class Throughput(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # tokens, and the places for them
-        self._tokens = torch.zeros(2, dtype=torch.long, device=pl_module.device)
+        self._tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
+        self._places = 0  # for tokens; known on the host, from shapes
         self._has_tokens = True
         self._logged_step = trainer.global_step
         self._since = time.perf_counter()
@@ -47,10 +47,11 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        counted = _count_tokens(batch, with_labels=self._is_encoder_decoder)
-        self._has_tokens = self._has_tokens and counted is not None
-        if counted is not None:
-            self._tokens += counted
+        marks = _marks(batch, with_labels=self._is_encoder_decoder)
+        self._has_tokens = self._has_tokens and bool(marks)
+        for own in marks:
+            self._tokens += own.sum()
+            self._places += own.numel()
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = step == trainer.max_steps or (every > 0 and step % every == 0)
         if due and step != self._logged_step:
@@ -68,7 +69,8 @@ class Throughput(Callback):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sums = trainer.strategy.reduce(self._tokens, reduce_op="sum")
+        counts = torch.stack([self._tokens, self._tokens.new_tensor(self._places)])
+        sums = trainer.strategy.reduce(counts, reduce_op="sum")
         tokens, places = sums.tolist()  # type: ignore[union-attr]  # waits for the device
         seconds = time.perf_counter() - self._since - self._paused
         peak = torch.tensor(_peak_mb(pl_module.device), device=pl_module.device)
@@ -79,22 +81,21 @@ class Throughput(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._tokens.zero_()
+        self._places = 0
         self._since, self._paused = time.perf_counter(), 0.0
         self._logged_step = trainer.global_step
 
 
-def _count_tokens(batch: Any, *, with_labels: bool) -> Tensor | None:
-    """Tokens in a batch, and places for them."""
+def _marks(batch: Any, *, with_labels: bool) -> list[Tensor]:
+    """Of each tensor of tokens in a batch: which places hold one; nothing where it has none."""
     if not isinstance(batch, Mapping):
-        return None
+        return []
     mask, inputs, labels = (batch.get(k) for k in ("attention_mask", "input_ids", "labels"))
     if mask is None and inputs is not None:
         mask = torch.ones_like(inputs)
     if mask is None:
-        return None
-    masks = [mask, labels != -100] if with_labels and labels is not None else [mask]
-    tokens = torch.stack([own.sum() for own in masks]).sum()
-    return torch.stack([tokens, tokens.new_tensor(sum(own.numel() for own in masks))])
+        return []
+    return [mask, labels != -100] if with_labels and labels is not None else [mask]
 
 
 def _is_encoder_decoder(module: LightningModule) -> bool:

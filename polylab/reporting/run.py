@@ -29,7 +29,7 @@ def run_contents(folder: Folder) -> dict[str, Any]:
     allocation = allocation_contents(folder)
     categories = task_categories(metrics, folder)
     return {
-        "kind": "run",
+        "kind": "evaluation" if _is_evaluation(folder) else "run",
         "title": str(config.get("name") or folder.path.resolve().name),
         "facts": _facts(config, metrics, environment, allocation),
         "headline": headline(metrics),
@@ -45,6 +45,12 @@ def run_contents(folder: Folder) -> dict[str, Any]:
         "environment": [list(pair) for pair in flat(environment)],
         "pictures": _pictures(folder),
     }
+
+
+def _is_evaluation(folder: Folder) -> bool:
+    """Whether it looks at a run that lies elsewhere: it has results and nothing that trained."""
+    trained = folder.has("history.jsonl") or (folder.path / "checkpoints").is_dir()
+    return not trained and any(folder.has(n) for n in ("predictions.jsonl", "interventions.csv"))
 
 
 def flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

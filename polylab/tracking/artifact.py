@@ -7,6 +7,7 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import Logger
+from wandb.errors import Error
 
 from polylab.tracking.logger import PatientWandbLogger
 
@@ -41,7 +42,7 @@ def log_run_artifact(
         for name, path in files.items():
             artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=["latest", kept])
-    except (wandb.errors.Error, OSError) as error:
+    except (Error, OSError) as error:
         logger.give_up(error)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.errors import Error
 from wandb.sdk.lib.module import unset_globals
@@ -68,12 +68,12 @@ class PatientWandbLogger(WandbLogger):
     def experiment(self) -> Any:
         """The W&B run, which begins with the first look at it."""
         if self.is_lost:
-            return DummyExperiment()
+            return _DummyExperiment()
         try:
             return self._begin()
         except _LOST as error:
             self.give_up(error)
-            return DummyExperiment()
+            return _DummyExperiment()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -113,7 +113,7 @@ def build_workspace(*, entity: str, project: str, name: str) -> Any:
     Raises:
         ModuleNotFoundError: Without the extra `view`.
     """
-    import wandb_workspaces.workspaces as ws
+    import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
 
     sections = [
         ws.Section(
@@ -128,7 +128,7 @@ def build_workspace(*, entity: str, project: str, name: str) -> Any:
 
 
 def _panel(panel: Curves | Images | Parallel) -> Any:
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
 
     if isinstance(panel, Images):
         return wr.MediaBrowser(
@@ -142,7 +142,7 @@ def _panel(panel: Curves | Images | Parallel) -> Any:
 
 
 def _column(name: str) -> Any:
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
 
     is_setting = name.startswith("config.")
     return wr.Config(name.removeprefix("config.")) if is_setting else wr.SummaryMetric(name)

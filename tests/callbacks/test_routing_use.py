@@ -84,7 +84,7 @@ def test_nothing_to_ask(build, fit, memory, caplog, poly):
 
 
 def test_batches_that_have_no_losses(build, fit, memory, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="polylab"):
         fit(build(), TinyData(), [RoutingUse()], logger=memory, limit_val_batches=0)
     assert not _spoken(memory)
     assert "no validation batches with input_ids, attention_mask, labels, task_ids" in caplog.text
@@ -96,7 +96,7 @@ def test_a_model_in_parts(build, fit, memory, caplog):
     before = len(memory.rows)
     strategy = FSDPStrategy.__new__(FSDPStrategy)
     trainer._accelerator_connector.strategy = strategy
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="polylab"):
         use.on_train_end(trainer, module)
     assert "a model under FSDPStrategy is in parts" in caplog.text
     assert len(memory.rows) == before

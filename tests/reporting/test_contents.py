@@ -217,6 +217,7 @@ def test_evenly() -> None:
 def test_an_evaluation_shows_its_knockout(tmp_path: Path) -> None:
     write_interventions(tmp_path, tasks=names(3), skills=2)
     contents = page_contents(tmp_path)
+    assert contents["kind"] == "evaluation"
     assert contents["knockout"]["columns"] == ["task", "skill", "metric", "change", "allocation"]
     assert contents["knockout"]["intervals"][0] == [None, None, None, [-0.3, 0.1], None]
     assert contents["interventions"]["intervals"][0][2:] == [[0.6, 0.8], None]

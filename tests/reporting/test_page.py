@@ -159,8 +159,9 @@ def test_the_slider_changes_the_map(opened: Browser) -> None:
     assert opened.run(pixels) == last
 
 
-def test_tasks_in_the_order_asked_for(opened: Browser) -> None:
-    opened.choose("allocation", "Order of tasks", "name")
+@pytest.mark.parametrize("order", ["name", "category"])
+def test_tasks_in_the_order_asked_for(opened: Browser, order: str) -> None:
+    opened.choose("allocation", "Order of tasks", order)
     opened.write("#allocation input[type=search]", "000")
     opened.run("document.querySelector('#allocation .map-scroll').focus()")
     opened.press(Keys.HOME)
@@ -248,6 +249,7 @@ def test_a_knockout_is_read_beside_its_allocation(
     write_interventions(tmp_path, tasks=names(3), skills=2)
     browser.open(page_of(tmp_path))
     assert browser.texts("main h2") == ["Knock-out", "Interventions"]
+    assert browser.texts(".kind")[0].startswith("An evaluation of a run")
     browser.run("document.querySelector('#knock-out .map-scroll').focus()")
     browser.press(Keys.HOME, Keys.ARROW_DOWN, Keys.END)
     assert browser.texts("#knock-out .readout") == [

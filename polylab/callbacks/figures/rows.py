@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -109,8 +110,8 @@ class Rows:
         number = np.add.reduceat(known.astype(float), starts)
         return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
 
-    def at(self, thing: float) -> float:
-        """Where on the axis of drawn rows (0, 1, ...) a thing's centre lies."""
+    def at(self, thing: Any) -> Any:
+        """Where on the axis of drawn rows (0, 1, ...) the centre of a thing (or of each) lies."""
         return (thing + 0.5) / self.together - 0.5
 
     def words(self, what: str = "tasks", cell: str = "row") -> list[str]:
@@ -135,7 +136,7 @@ def label_rows(
         named = axes.text(x, rows.at(i), short[i], fontsize=rows.font, **style)
         named.set_gid(THIN if thin > 1 and fine else None)
     if thin > 1 and fine:
-        font = rows.pitch / rows.together * 72 / DPI * 0.9
+        font = rows.pitch / rows.together * 72 / DPI * 0.8
         for i, name in enumerate(short):
             axes.text(x, rows.at(i), name, fontsize=font, visible=False, gid=FINE, **style)
 

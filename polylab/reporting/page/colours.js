@@ -51,9 +51,9 @@ function colourOf(kind, theme, limit = 1) {
   return (value) => (value > 2.0001 ? over : at(value / 2));
 }
 
-function scaleNode(kind, words, limit = 1) {
+function scaleNode(kind, words, { limit = 1, ends = null } = {}) {
   const strip = el("span", { class: "strip" });
-  const ends = { relative: ["0", "2"], share: ["0", "1"], signed: [`−${say(limit)}`, `+${say(limit)}`] }[kind];
+  const named = ends ?? { relative: ["0", "2"], share: ["0", "1"], signed: [`−${say(limit)}`, `+${say(limit)}`] }[kind];
   const paint = () => {
     const theme = inks(false).name;
     const stops = SCALES[kind === "share" ? `${theme}Share` : theme];
@@ -62,7 +62,7 @@ function scaleNode(kind, words, limit = 1) {
   };
   const over = kind === "relative" ? el("span", {}, el("span", { class: "over", style: "display:inline-block" }), " > 2") : null;
   redraws.push(paint);
-  const node = el("div", { class: "scale" }, ends[0], strip, ends[1], over, el("span", {}, words));
+  const node = el("div", { class: "scale" }, named[0], strip, named[1], over, el("span", {}, words));
   paint();
   return node;
 }

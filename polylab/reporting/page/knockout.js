@@ -1,5 +1,9 @@
 // What each task's score becomes without a skill, beside how much of the skill it uses.
 
+function missed(change, need) {
+  return change === null ? null : need * change;
+}
+
 function knockoutSection(table) {
   const at = Object.fromEntries(table.columns.map((name, c) => [name, c]));
   const listed = plainTable("Knock-out", table);
@@ -25,13 +29,13 @@ function knockoutSection(table) {
     const changes = tasks.flatMap((_, t) => skills.map((_, k) => Math.abs(cell(t, k, "change") ?? 0)));
     const limit = changes.reduce((most, value) => Math.max(most, value), 1e-9);
     const keep = matcher(state.text);
-    const worse = state.metric === "loss" ? "above 0 = the task needs the skill" : "below 0 = the task needs the skill";
-    legend.replaceChildren(scaleNode("relative", "allocation: weight × number of skills, 1 = uniform"), scaleNode("signed", `change of ${state.metric} without the skill; ${worse}`, limit));
+    const need = state.metric === "loss" ? 1 : -1; // the colour of use where the skill is missed
+    legend.replaceChildren(scaleNode("relative", "allocation: weight × number of skills, 1 = uniform"), scaleNode("signed", `${state.metric} without the skill, up to ${say(limit)} better or worse`, { ends: ["better", "worse"] }));
     map.set({
       rows: tasks.map((_, t) => t).filter((t) => keep(tasks[t])), names: tasks,
       columns: [...skills, ...skills].map(String),
       groups: [{ label: "allocation", count: S }, { label: `change of ${state.metric}`, count: S }],
-      value: (t, c) => (c < S ? cell(t, c, "allocation") : cell(t, c - S, "change")),
+      value: (t, c) => (c < S ? cell(t, c, "allocation") : missed(cell(t, c - S, "change"), need)),
       kind: (c) => (c < S ? "relative" : "signed"), limit, tree: null,
     });
   }

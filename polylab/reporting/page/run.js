@@ -48,7 +48,7 @@ function picturesSection(pictures) {
     if (place.firstChild) return;
     place.append(...pictures.map(({ name, data }) => el("div", {}, el("h3", {}, name), el("img", { alt: `Figure ${name} of the run`, src: `data:image/png;base64,${data}` }))));
   };
-  const node = el("details", { ontoggle: () => node.open && fill() }, el("summary", {}, `${pictures.length} figures as the run drew them`), place);
+  const node = el("details", { ontoggle: () => node.open && fill() }, el("summary", {}, pictures.length === 1 ? "The figure that was drawn" : `The ${pictures.length} figures that were drawn`), place);
   return { node: opensForPrint(node, fill) };
 }
 

@@ -1,10 +1,10 @@
 // From the data in the page to its sections.
 
-const KINDS = { run: "A run", sweep: "A sweep", adaptation: "An adaptation" };
+const KINDS = { run: "A run", evaluation: "An evaluation of a run", sweep: "A sweep", adaptation: "An adaptation" };
 
 function start() {
   const data = JSON.parse(document.getElementById("contents").textContent);
-  const sections = { run: runSections, sweep: sweepSections, adaptation: adaptationSections }[data.kind](data);
+  const sections = { run: runSections, evaluation: runSections, sweep: sweepSections, adaptation: adaptationSections }[data.kind](data);
   heading(data);
   const main = document.getElementById("main");
   const links = el("ul");

@@ -8,6 +8,8 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
     return known.length > 0 && known.every((value) => typeof value === "number");
   });
   const sayers = columns.map((_, c) => (numeric[c] ? sayer(rows.map((row) => row[c])) : say));
+  // a bar only where all of a column's intervals lie on the same scale
+  const barred = columns.map((_, c) => intervals !== null && intervals.every((row) => !row[c] || (row[c][0] >= 0 && row[c][1] <= 1)));
   const state = { column: sort?.column ?? -1, down: sort?.down ?? false, text: "", all: false };
   const body = el("tbody");
   const built = new Map();
@@ -57,7 +59,7 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
 
   function rowNode(i) {
     if (!built.has(i)) {
-      const cells = columns.map((_, c) => cellNode(rows[i][c], numeric[c] && sayers[c], intervals?.[i][c]));
+      const cells = columns.map((_, c) => cellNode(rows[i][c], numeric[c] && sayers[c], intervals?.[i][c], barred[c]));
       if (pick) cells.unshift(el("td", { class: "pick" }, pickBox(i)));
       built.set(i, el("tr", { class: [marks?.[i], pick?.chosen.has(i) ? "chosen" : null].filter(Boolean).join(" ") || null, "data-row": i }, cells));
     }
@@ -95,13 +97,13 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
   return { node, mark, controls: [filter.node, count, more] };
 }
 
-function cellNode(value, sayNumber, interval) {
+function cellNode(value, sayNumber, interval, hasBar) {
   if (!sayNumber) return el("td", { class: String(value ?? "").length > 40 ? "long" : null }, value === "" ? "" : say(value));
   const cell = el("td", { class: "num" }, sayNumber(value));
   if (!interval) return cell;
   const [low, high] = interval;
   cell.append(el("span", { class: "sure" }, `${sayNumber(low)} – ${sayNumber(high)}`));
-  if (low >= 0 && high <= 1) {
+  if (hasBar) {
     cell.append(el("span", { class: "bar", "aria-hidden": "true" },
       el("i", { style: `left:${100 * low}%;width:${Math.max(1, 100 * (high - low))}%` }),
       el("b", { style: `left:calc(${100 * value}% - 1px)` })));
