@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.files import read_json, write_text
@@ -38,7 +39,7 @@ def job_lock(folder: Path) -> FileLock:
     return FileLock(folder / ".hydra" / "running.lock")
 
 
-def given_overrides(hydra: DictConfig) -> list[str]:
+def given_overrides(hydra: DictConfig | HydraConf) -> list[str]:
     """Return the overrides as they were typed, references in them unresolved."""
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(overrides, list)

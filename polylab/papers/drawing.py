@@ -109,13 +109,14 @@ def parameters(folder: Path, metric: str) -> Figure:
         title=f"{metric} against the parameters of an adaptation",
         shown=[
             f"mean over {n_tasks} tasks and {n_seeds} seeds · line: 95% interval over tasks "
-            "(each the mean of its seeds, bootstrapped): of other tasks, not of other seeds"
+            "(each the mean of its seeds, bootstrapped): of other tasks, not of other seeds",
+            "methods with the same number of parameters stand side by side",
         ],
     )
 
 
 def _point(name: str, rows: pd.DataFrame, metric: str) -> Point:
-    by_task = rows.groupby("task")[metric].mean().to_numpy()
+    by_task = np.array([ones[metric].mean() for _, ones in rows.groupby("task")])
     drawn = np.random.default_rng(0).choice(by_task, (2000, len(by_task))).mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Point(name, float(rows["parameters"].mean()), by_task.mean(), low, high)

@@ -218,6 +218,21 @@ def test_drawings_refuse_what_they_cannot_show() -> None:
         draw_curves([Curve("entropy", [1, 2], [1, 2], [1, 2])], [1, 2, 4], axis="n", **words)
 
 
+def test_methods_of_equal_size_hide_none() -> None:
+    points = [Point(name, x, 0.5, 0.25, 0.75) for name, x in (("a", 10), ("b", 10), ("c", 1000))]
+    figure = draw_points(points, axes_names=("x", "y"), title="t", shown=["s"])
+    axes = figure.axes[0]
+    dots = [line for line in axes.lines if line.get_markersize() == 6.5]
+    places = [line.get_transform().transform(line.get_xydata())[0] for line in dots]
+    assert len(places) == 3
+    box = axes.get_window_extent()
+    for (x, y), line in zip(places, dots, strict=True):
+        assert box.x0 < x < box.x1, line
+        assert box.y0 < y < box.y1, line
+    assert places[1][0] - places[0][0] == pytest.approx(11)
+    assert places[0] == pytest.approx(axes.transData.transform((10, 0.5)))
+
+
 def test_many_tasks_and_settings_have_room() -> None:
     rng = np.random.default_rng(0)
     changes = {f"adapter.n_skills={n} optim.router_lr={n / 7}": rng.normal(size=(2, 1600))

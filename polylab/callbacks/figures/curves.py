@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from polylab.callbacks.figures.rows import Rows
 from polylab.callbacks.figures.sheet import Panel, Sheet, check_names, wrap
 from polylab.callbacks.figures.style import (
     ACCENT,
     BANDS,
+    DPI,
     FONT,
     INK,
     MUTED,
@@ -28,7 +30,7 @@ from polylab.callbacks.figures.style import (
 
 __all__ = ["Curve", "Point", "draw_changes", "draw_curves", "draw_points"]
 
-_PLOT, _LEGEND = 430, 16  # px
+_PLOT, _LEGEND, _ASIDE = 430, 16, 11  # px
 _MOST = len(BANDS)
 
 
@@ -139,6 +141,8 @@ def draw_points(
 ) -> Figure:
     """A named point for each method, with a vertical bar for its interval.
 
+    Those with the same `x` stand side by side, to the right of it.
+
     Args:
         points: At most eight.
         axes_names: Words of the horizontal axis, which is logarithmic, and of the vertical one.
@@ -161,10 +165,16 @@ def draw_points(
     axes.set_xscale("log")
     axes.grid(color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
-    for point, colour in zip(points, BANDS, strict=False):
-        axes.vlines(point.x, point.low, point.high, color=colour, linewidth=2, alpha=0.55)
-        axes.scatter([point.x], [point.y], s=44, color=colour, linewidths=0, zorder=3)
+    for i, (point, colour) in enumerate(zip(points, BANDS, strict=False)):
+        before = [one.x for one in points[:i]].count(point.x)
+        aside = ScaledTranslation(_ASIDE * before / DPI, 0, figure.dpi_scale_trans)
+        style = {"color": colour, "transform": axes.transData + aside}
+        axes.plot([point.x] * 2, [point.low, point.high], linewidth=2, alpha=0.55, **style)
+        axes.plot([point.x], [point.y], marker="o", markersize=6.5, markeredgewidth=0, **style)
+    # lines that are moved aside do not count for the limits by themselves
+    axes.update_datalim([(point.x, end) for point in points for end in (point.low, point.high)])
     axes.margins(x=0.12, y=0.12)
+    axes.autoscale_view()
     axes.minorticks_off()
     x, y = axes_names
     axes.set_xlabel(x, fontsize=FONT, color=MUTED)
