@@ -45,7 +45,7 @@ def task(cfg: DictConfig) -> None:
     """
     try:
         run(cfg)
-    except (ConfigError, OmegaConfBaseException) as error:
+    except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
         if wants_traceback():
             raise
         log.error(explain(error))

@@ -306,6 +306,7 @@ def build_trainer(
     from polylab.training import AtomicCheckpointIO
 
     node = lightning_node(cfg.trainer)
+    _avoid_broken_kernels()
     arguments = _plain(node)
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
     arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
@@ -330,6 +331,16 @@ def _keep_history(trainer: "Trainer", folder: Path) -> None:
 
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.loggers = [*trainer.loggers, HistoryLogger(folder)]
+
+
+def _avoid_broken_kernels() -> None:
+    """Leave out an attention kernel whose gradients are NaN.
+
+    cuDNN's, which torch 2.11 to 2.13 prefer on H100 and H200, with a mask: pytorch issue 196678.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def lightning_node(trainer: DictConfig) -> DictConfig:

@@ -48,10 +48,11 @@ def task(cfg: DictConfig) -> float | None:
     Raises:
         SystemExit: With code 1, in a single run.
         ConfigError: In a sweep, whose other jobs go on.
+        FloatingPointError: In a sweep, if the training diverged.
     """
     try:
         return run(cfg)
-    except (ConfigError, OmegaConfBaseException) as error:
+    except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
         if wants_traceback():
             raise
         log.error(explain(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -164,6 +165,21 @@ class Interval:
             if task in self.task_examples:
                 metrics[f"train/{task}/examples"] = self.task_examples[task]
         return metrics
+
+
+def check_finite(loss: float | None, *, step: int) -> None:
+    """Refuse to go on with a loss that is no number: every weight that it moves is lost.
+
+    Raises:
+        FloatingPointError: If the mean loss since the previous log line is not finite.
+    """
+    if loss is not None and not math.isfinite(loss):
+        raise FloatingPointError(
+            f"train/loss is {loss} at step {step}: the training has diverged, or a kernel computes "
+            "what is no number · lower optim.lr and optim.router_lr, or set optim.clip; "
+            "trainer.precision=32-true or backbone.attn_implementation=eager tell whether it is "
+            "the precision · go on from a checkpoint of before with ckpt_path="
+        )
 
 
 class TaskLosses:

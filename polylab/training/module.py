@@ -17,7 +17,7 @@ from polylab.training.distributed import gather_objects
 from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
-from polylab.training.losses import ExampleLosses, TaskLosses, example_losses
+from polylab.training.losses import ExampleLosses, TaskLosses, check_finite, example_losses
 from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
@@ -249,6 +249,7 @@ class PolyModule(EvaluatedModule):
     def _log_training(self) -> float | None:
         self._logged_step = self.trainer.global_step
         interval = self._losses.drain(self._sum_over_ranks)
+        check_finite(interval.loss, step=self._logged_step)
         self._send(
             interval.metrics(self._logged_tasks)
             | {f"lr/{group}": rate for group, rate in self._rates.items()}

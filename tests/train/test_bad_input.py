@@ -147,3 +147,19 @@ def test_a_defect_fails_the_tracked_run_too(
     with pytest.raises(RuntimeError, match="a defect"):
         run_here(*small, cwd=tmp_path)
     assert read_run(tmp_path).exit_code == 1
+
+
+def test_a_diverged_training_ends_with_one_line(
+    run_here: Callable[..., Any], small: list[str], tmp_path: Path
+) -> None:
+    wild = [
+        "optim.lr=1e30",
+        "optim.router_lr=1e30",
+        "trainer.log_every_n_steps=1",
+        "callbacks=none",
+    ]
+    done = run_here(*small, *wild, "logger=none", cwd=tmp_path)
+    assert done.code == 1
+    assert "train/loss is nan at step" in done.err
+    assert "lower optim.lr" in done.err
+    assert not (done.folder / "metrics.json").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from polylab.training.losses import before_first_label, shift_right
+from polylab.training.losses import before_first_label, check_finite, shift_right
 
 KINDS = ["t5", "gpt2"]
 
@@ -106,3 +106,13 @@ def test_an_example_without_labels_adds_nothing(poly_module, make_batch):
     losses, tokens = module.example_losses(batch)[:2]
     assert losses.tolist() == [0.0] * 4
     assert tokens.tolist() == [0] * 4
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    check_finite(None, step=3)
+    check_finite(2.5, step=3)
+    for loss in (float("nan"), float("inf")):
+        with pytest.raises(
+            FloatingPointError, match=rf"train/loss is {loss} at step 30.*optim\.lr"
+        ):
+            check_finite(loss, step=30)
