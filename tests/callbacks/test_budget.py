@@ -29,8 +29,8 @@ def test_what_is_spent_stays_within_the_share(clock, step, costs):
             done += 1
         # the next may take longer than the last one, by no more than the longest
         assert kept.spent <= 0.01 * clock.now + max(costs) - min(costs), look
-    if step == 7.0 and len(costs) == 1:
-        assert done == 400
+    if step == 7.0:  # there is time for nearly all
+        assert done > 390
     else:  # nothing is left out that there was time for
         assert done >= 2
         assert kept.spent >= 0.01 * clock.now - 2 * max(costs)
