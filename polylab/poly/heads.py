@@ -59,10 +59,10 @@ def z_entropy_by_head(gates: Layers) -> Heads:
 
 
 def _refuse_logits(gates: Layers) -> NoReturn:
-    for name, z in gates.items():
-        low, high = float(z.min()), float(z.max())
-        if not 0 <= low <= high <= 1:
-            break
+    bounds = {name: (float(z.min()), float(z.max())) for name, z in gates.items()}
+    name, (low, high) = next(
+        (name, (low, high)) for name, (low, high) in bounds.items() if not 0 <= low <= high <= 1
+    )
     raise ValueError(
         f"gates of layer '{name}' lie in {low:.3g} to {high:.3g}; they must lie in 0 to 1. "
         "Give sigmoid(logits), not logits."
