@@ -163,8 +163,8 @@ def _form(tasks: list[str], n_splits: int, n_skills: int, *, has_gates: bool) ->
 def _field(value: str) -> str:
     """As it stands in a CSV file: quoted where it has to be."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow([value, ""])
-    return text.getvalue()[:-1]
+    csv.writer(text, lineterminator="\n").writerow([value, ""])
+    return text.getvalue().removesuffix(",\n")
 
 
 @contextmanager
