@@ -71,7 +71,7 @@ class SkillFigures(AllocationCallback):
         *,
         every_n_validations: int = 1,
         at_start: bool = True,
-        max_share: float | None = 0.01,
+        max_share: float | None = 0.008,
     ) -> None:
         if every_n_validations < 0:
             raise ValueError(
