@@ -12,7 +12,7 @@ KINDS = {
     "poly": {},
     "heads": {"n_splits": 2},
     "c-poly": {"poly_type": "c-poly", "n_private": 2},
-    "shared": {"granularity": "coarsegrained"},
+    "shared": {"granularity": "model"},
     "own": {"router": {"_target_": "tests.testing.own.Task", "noise": "straight"}},
     "private": {"poly_type": "private"},
     "uniform": {"poly_type": "uniform"},
