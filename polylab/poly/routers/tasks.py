@@ -109,12 +109,14 @@ class TaskRouter(Router):
     def all_gates(
         cls, routers: Sequence[Router], task_ids: Ids
     ) -> Float[Tensor, "routers *batch splits skills"] | None:
-        """See `Router.all_gates`: in one operation, unless a subclass has gates of its own."""
+        """See `Router.all_gates`: in one operation, unless a subclass has others."""
         if cls.gates is not TaskRouter.gates:
             return super().all_gates(routers, task_ids)
         first = routers[0]
         assert isinstance(first, TaskRouter)
-        return first._spread(torch.sigmoid(first._logits(routers, task_ids)), task_ids)
+        # each by itself: the last bit depends on where in a vector register a number lies
+        gates = [torch.sigmoid(logits) for logits in first._logits(routers, task_ids)]
+        return first._spread(torch.stack(gates), task_ids)
 
     def copy_from(self, old: Router) -> None:
         """Old rows keep their logits; new skills are shut for old tasks, whose weights stay."""
