@@ -21,7 +21,13 @@ from polylab.config.environment import commit_of
 from polylab.config.errors import ConfigError, explain
 from polylab.config.files import write_json
 from polylab.config.progress import PLAN, bad_jobs, end_lines, is_over, progress_line, read_plan
-from polylab.config.results import RESULT, collect, given_overrides, read_results
+from polylab.config.results import (
+    RESULT,
+    collect,
+    given_overrides,
+    read_results,
+    settings_digest,
+)
 from polylab.config.studies import continue_study, is_study
 
 
@@ -138,6 +144,7 @@ def _identity(config: DictConfig) -> dict[str, Any]:
         "overrides": given_overrides(config.hydra),
         "sweeper": str(config.hydra.sweeper._target_),
         "params": OmegaConf.to_container(params, resolve=True) if params else {},
+        "settings": settings_digest(config),  # those that the jobs have in common
     }
 
 
@@ -148,6 +155,12 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
                 f"hydra.sweep.dir={folder} holds another sweep, with {key} {_words(old[key])}, not "
                 f"{_words(new[key])} · give the same, in the same order, or another folder"
             )
+    if old["settings"] != new["settings"]:
+        raise ConfigError(
+            f"hydra.sweep.dir={folder} holds another sweep: its overrides are these, its "
+            "configuration was another one, so a recipe or a default has changed · give another "
+            "folder"
+        )
 
 
 def _words(value: Any) -> str:
