@@ -260,6 +260,19 @@ def test_skills_of_runs_are_matched(tmp_path: Path) -> None:
     assert group["agreement"] == 1
 
 
+def test_a_job_whose_name_has_a_slash_is_read(tmp_path: Path) -> None:
+    """Hydra makes such names of overrides."""
+    write_sweep(tmp_path, jobs=1, tasks=names(3))
+    (tmp_path / "data=a").mkdir()
+    shutil.move(tmp_path / "000", tmp_path / "data=a" / "b")
+    table = (tmp_path / "results.csv").read_text().replace(",000,", ",data=a/b,")
+    (tmp_path / "results.csv").write_text(table)
+    contents = page_contents(tmp_path)
+    assert [sorted(one["runs"]) for one in contents["maps"]["groups"]] == [["0"]]
+    assert contents["curves"][0]
+    assert contents["notes"] == []
+
+
 def test_a_job_outside_the_sweep_is_not_read(tmp_path: Path) -> None:
     write_run(tmp_path / "secret", tasks=names(3))
     sweep = tmp_path / "sweep"

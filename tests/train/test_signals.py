@@ -49,7 +49,7 @@ def test_how_to_go_on(tmp_path: Path) -> None:
         "callbacks.checkpoint.every_n_steps saves earlier"
     )
     last = tmp_path / "checkpoints" / "last.ckpt"
-    last.parent.mkdir()
+    last.parent.mkdir(parents=True)
     last.touch()
     line = f"stopped by a signal after 1,200 steps · go on with 'ckpt_path=\"{last}\"'"
     assert stopped_line(tmp_path, steps=1200) == line
