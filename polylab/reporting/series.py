@@ -61,6 +61,8 @@ def _logged(folder: Folder) -> dict[str, Points]:
             if name == "step" or isinstance(value, bool | str) or number(value) is None:
                 continue
             steps, values = found.setdefault(name, ([], []))
+            while steps and steps[-1] > step:  # a killed run was beyond what it went on from
+                steps.pop(), values.pop()
             steps.append(step)
             values.append(float(value))
     return found

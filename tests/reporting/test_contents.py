@@ -191,6 +191,17 @@ def test_torn_lines_are_left_out(run: tuple[Path, dict[str, Any]]) -> None:
     assert contents["routing"]["layers"][0] == ""
 
 
+def test_steps_that_were_run_twice_count_once(run: tuple[Path, dict[str, Any]]) -> None:
+    """A run that was killed went on from a checkpoint that lay behind its last line."""
+    with (run[0] / "history.jsonl").open("a") as file:
+        file.write('{"step": 75, "train/loss": 0.25}\n{"step": 85, "train/loss": 0.125}\n')
+    contents = page_contents(run[0])
+    series = {name: (steps, values) for name, steps, values in contents["history"]["series"]}
+    assert series["train/loss"][0] == [10, 20, 30, 40, 50, 60, 70, 75, 85]
+    assert series["train/loss"][1][-2:] == [0.25, 0.125]
+    assert series["val/loss"][0] == [50, 100]
+
+
 def test_weights_beyond_one_are_refused(run: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"values lie in 0 to 1\.5; they must lie in 0 to 1"):
         pack(np.array([0, 1.5]), bits=8)
