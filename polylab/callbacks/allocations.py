@@ -113,9 +113,14 @@ class AllocationSource:
         return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
 
     def read_once(self, reader: object, occasion: Hashable) -> Allocations | None:
-        """As `read`, one reading for all readers on an occasion; who asks again gets a new one."""
+        """As `read`, one reading for all readers on an occasion; who asks again gets a new one.
+
+        Raises:
+            FloatingPointError: If a weight is no number: what was trained is lost. On all ranks.
+        """
         if occasion != self._occasion or id(reader) in self._readers:
             self._reading, self._occasion, self._readers = self.read(), occasion, set()
+            _check_finite(self._reading)
         self._readers.add(id(reader))
         return self._reading
 
@@ -144,6 +149,16 @@ class AllocationSource:
                     into.add(task, w, 0.0)
                 into.entropy = into.entropy + sums.entropy
         return _allocations(counts, merged) if counts else None
+
+
+def _check_finite(found: Allocations | None) -> None:
+    for name, weights in () if found is None else found.weights.items():
+        if not weights.isfinite().all():
+            raise FloatingPointError(
+                f"the routing weights of layer {name} are no numbers any more: the training has "
+                "diverged · lower the learning rates, give a warm-up, clip gradients, or see "
+                "whether it is the precision · go on from a checkpoint of before with ckpt_path="
+            )
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
