@@ -117,7 +117,7 @@ def _held(folder: Path) -> Iterator[None]:
     """Hold the job's lock; wait where a job that outlived its sweep is still at work."""
     lock = job_lock(folder)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # others hold it for an instant, to see whether the job lives
     except Timeout:
         print(f"{folder}: another process is at this job · waiting for its end", flush=True)
         lock.acquire(poll_interval=1)

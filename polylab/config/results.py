@@ -99,14 +99,19 @@ def _last_logged(path: Path) -> dict[str, float]:
     return found
 
 
+def result_files(sweep: Path) -> list[Path]:
+    """Return the records of the jobs under `sweep`."""
+    # two levels: a folder's name may be made of overrides, with a slash
+    return [*sweep.glob(f"*/.hydra/{RESULT}"), *sweep.glob(f"*/*/.hydra/{RESULT}")]
+
+
 def read_results(sweep: Path) -> list[dict[str, Any]]:
     """Return what the jobs under `sweep` have written, in job order, each with its `folder`.
 
     A job whose process died without a word has the status `killed`.
     """
     results = []
-    files = [*sweep.glob(f"*/.hydra/{RESULT}"), *sweep.glob(f"*/*/.hydra/{RESULT}")]
-    for file in files:  # two levels: a folder's name may be made of overrides, with a slash
+    for file in result_files(sweep):
         folder = file.parent.parent
         result = read_json(file) | {"folder": folder.relative_to(sweep).as_posix()}
         if result["status"] == "running" and not _is_running(folder):

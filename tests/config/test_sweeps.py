@@ -5,6 +5,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -167,6 +169,50 @@ def test_one_process_leads_a_sweep(here: Run, tmp_path: Path) -> None:
         done = here("-m", "x=1,2", "hydra.sweep.dir=sweep")
     assert done.code == 1
     assert f"hydra.sweep.dir={tmp_path}/sweep: another process runs this sweep" in done.err
+
+
+def test_a_disk_without_locks_takes_no_sweep(
+    here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    done = here("-m", "x=1,2", "hydra.sweep.dir=sweep")
+    assert done.code == 1
+    assert done.err == (
+        f"hydra.sweep.dir={tmp_path}/sweep: its disk has no file locks (flock), which keep jobs "
+        "apart · give a folder on another disk\n"
+    )
+    (tmp_path / "file").touch()
+    done = here("-m", "x=1,2", "hydra.sweep.dir=file/sweep")
+    assert done.err.startswith(f"hydra.sweep.dir={tmp_path}/file/sweep: ")
+    assert "Not a directory" in done.err
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_look_at_a_lock_is_not_taken_for_a_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever gathers the table holds the locks of jobs for an instant."""
+    from polylab.config.jobs import _held
+
+    held = threading.Event()
+
+    def look() -> None:
+        with job_lock(tmp_path):
+            held.set()
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=look)
+    (tmp_path / ".hydra").mkdir()
+    thread.start()
+    held.wait()
+    with _held(tmp_path):
+        assert capsys.readouterr().out == ""
+    thread.join()
 
 
 def test_single_runs_are_left_alone(here: Run, tmp_path: Path) -> None:
