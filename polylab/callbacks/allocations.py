@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from lightning.pytorch import LightningModule
@@ -50,8 +50,14 @@ class AllocationSource:
     _of_models: ClassVar[WeakKeyDictionary[PolyModel, AllocationSource]] = WeakKeyDictionary()
 
     def __init__(self, model: PolyModel) -> None:
-        self._model = model
+        self._model_ref = ref(model)  # else `_of_models` would keep every model of a sweep alive
         self.reset()
+
+    @property
+    def _model(self) -> PolyModel:
+        model = self._model_ref()
+        assert model is not None
+        return model
 
     @classmethod
     def of(cls, model: PolyModel) -> AllocationSource:

@@ -158,6 +158,6 @@ def _differences(
         values = [None if not node else str(node.get(key)) for node in nodes]
         if len({value for value in values if value is not None}) <= 1:
             same.append([key, known[0].get(key)])
-        elif not key.startswith(skip or ("\0",)):
+        elif not key.startswith(skip):
             differ.append([key, values])
     return {"differ": differ, "same": same}

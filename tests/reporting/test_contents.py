@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from polylab.poly.alignment import align_skills, aligned_mean, apply_alignment
-from polylab.reporting import allocation, build_page, page_contents
+from polylab.reporting import allocation, build_page, page_contents, series
 from polylab.reporting.packing import evenly, pack
 from tests.reporting.fabricate import (
     allocations,
@@ -104,6 +104,31 @@ def test_a_run_without_allocations_shows_its_table_and_says_so(
     whole = np.concatenate([w.flatten() for w in run[1]["weights"].values()])
     np.testing.assert_allclose(layers, whole, atol=1e-5)
     assert (found["looks"][0]["step"], found["gated"]) == (None, False)
+
+
+def test_looks_at_the_layers_are_thinned_and_said(
+    run: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "LOOKS", 2)
+    found = page_contents(run[0])["routing"]
+    assert found["steps"] == [0, 100]
+    assert found["words"] == ["This page holds 2 of 3 looks, evenly spaced."]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("q,0,a,0,1,\nq,0,a,1,0,\nq,0,b,0,1,\n",
+         "layer q has 3 cells; 2 tasks x 1 heads x 2 skills make 4"),
+        ("q,0,a,0,nan,\n", "layer q has a weight that is no number"),
+        ("", "it has no rows"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_not_whole_is_left_out(tmp_path: Path, rows: str, why: str) -> None:
+    (tmp_path / "skills.csv").write_text(f"layer,split,task,skill,weight,gate\n{rows}")
+    contents = page_contents(tmp_path)
+    assert contents["allocation"] is None
+    assert contents["notes"] == [f"skills.csv cannot be read, and is left out: {why}"]
 
 
 def test_tasks_of_a_long_chain_are_ordered(tmp_path: Path) -> None:
