@@ -107,7 +107,8 @@ class Evaluation:
     @cached_property
     def asked(self) -> list[Asked]:
         """What is known of the batches before they are answered."""
-        return [Asked.of(batch) for batch in self.loader]
+        ranks = self.module.ranks_options
+        return [Asked.of(batch, ranks=ranks) for batch in self.loader]
 
     @property
     def result(self) -> dict[str, Any]:
