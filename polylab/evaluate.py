@@ -29,8 +29,8 @@ from polylab.evaluating.choices import (
     evaluation_config,
     is_study,
 )
+from polylab.finished import label_sets, load_run, read_run, task_names
 from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
-from polylab.runs import label_sets, load_run, read_run, task_names
 from polylab.terminal.outcome import say_outcome
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ def know_tasks_of(cfg: DictConfig) -> None:
     """
     if cfg.init_from is None:
         return
-    from polylab.runs import read_generating_run, task_names
+    from polylab.finished import read_generating_run, task_names
 
     with user_mistakes("init_from"):
         before = read_generating_run(Path(cfg.init_from))

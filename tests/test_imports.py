@@ -16,7 +16,7 @@ ARROWS: dict[str, set[str]] = {
     "pretraining": {"data", "backbones"},
     "training": {"poly"},
     "callbacks": {"poly", "training"},
-    "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
+    "adaptation": {"backbones", "config", "data", "finished", "parts", "poly", "training"},
     "evaluating": {
         *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal", "training")
     },
