@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from polylab.callbacks.seen import Allocations, ExampleRouting
+from polylab.poly.alike import by_shape
 from polylab.poly.heads import nats
 from polylab.poly.inspection import task_choices
 from polylab.poly.model import PolyModel
@@ -112,8 +113,7 @@ class AllocationSource:
         if self.is_input_routed:
             self._gathered = self._gathered or self._gather()
             return self._gathered
-        weights = {name: w.detach().float().cpu() for name, w in self._model.task_weights().items()}
-        gates = {name: z.detach().float().cpu() for name, z in self._model.task_gates().items()}
+        weights, gates = _on_host(self._model.task_weights()), _on_host(self._model.task_gates())
         tasks = list(range(next(iter(weights.values())).shape[0]))
         choices = task_choices(self._model.active_layers(), self._model.active_adapter)
         return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
@@ -165,6 +165,11 @@ def _check_finite(found: Allocations | None) -> None:
                 "diverged · lower the learning rates, give a warm-up, clip gradients, or see "
                 "whether it is the precision · go on from a checkpoint of before with ckpt_path="
             )
+
+
+def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float32; of all layers together, where each alone would wait for the device."""
+    return by_shape(lambda stack: stack.detach().float().cpu(), layers)
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -120,8 +120,9 @@ def log_metrics(
     known = {key: value for key, value in metrics.items() if math.isfinite(value)}
     if moment in (Moment.VALIDATION, Moment.CHECKPOINT):
         # equal on all ranks already; said again only to satisfy Lightning
+        values = torch.tensor([*known.values()], device=pl_module.device).unbind()  # one copy
         pl_module.log_dict(
-            {key: torch.tensor(value, device=pl_module.device) for key, value in known.items()},
+            dict(zip(known, values, strict=True)),
             logger=False,
             sync_dist=trainer.world_size > 1,
         )

@@ -146,7 +146,9 @@ class _Start:
     def of(cls, seen: Allocations, *, step: int, words: str) -> _Start:
         cells = max(w.numel() for w in seen.weights.values())
         layers = evenly_spaced([*seen.weights], max(1, _KEPT_CELLS // cells))
-        return cls(step, words, seen.task_ids, {name: seen.weights[name] for name in layers})
+        # copies: a view would bring all that it is a part of into every checkpoint
+        kept = {name: seen.weights[name].clone() for name in layers}
+        return cls(step, words, seen.task_ids, kept)
 
 
 def _may_move(module: LightningModule) -> bool:

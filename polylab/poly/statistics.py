@@ -22,6 +22,7 @@ from polylab.poly.alignment import (
     check_layers,
     match_columns,
 )
+from polylab.poly.alike import alike, by_shape
 from polylab.poly.heads import (
     density_by_head,
     effective_skills_by_head,
@@ -204,8 +205,14 @@ def allocation_change(now: _Layers, before: _Layers) -> float:
     if shapes[0] != shapes[1]:
         raise ValueError(f"cannot compare {shapes[0]} with {shapes[1]}; layers and shapes differ.")
     check_layers(now.items())
-    moved = {n: (now[n].double().cpu() - before[n].double().cpu()).abs().sum(-1) for n in now}
-    return mean_over_layers({name: float(m.mean()) / 2 for name, m in moved.items()})
+    means: dict[str, float] = {}
+    for names in alike({name: (now[name], before[name]) for name in now}):
+        one, other = (
+            torch.stack([side[name] for name in names]).cpu().double() for side in (now, before)
+        )
+        moved = (one - other).abs_().sum(-1).mean((1, 2)) / 2
+        means.update(zip(names, moved.tolist(), strict=True))
+    return mean_over_layers(means)
 
 
 def overall(heads: Mapping[str, Float[Tensor, " splits"]]) -> float:
@@ -215,7 +222,8 @@ def overall(heads: Mapping[str, Float[Tensor, " splits"]]) -> float:
 
 def mean_over_heads(heads: Mapping[str, Float[Tensor, " splits"]]) -> dict[str, float]:
     """A number of each head to one of each layer."""
-    return {name: float(values.mean()) for name, values in heads.items()}
+    means = by_shape(lambda values: values.mean(1), heads)
+    return dict(zip(means, torch.stack([*means.values()]).tolist(), strict=True))
 
 
 def mean_over_layers(values: Mapping[str, float]) -> float:
