@@ -20,7 +20,7 @@ from polylab.config.help import EXPORT_HELP
 from polylab.config.launch import launch
 from polylab.config.suggest import hint, listing
 from polylab.finished import load_run, read_generating_run, task_names
-from polylab.parts import quiet_libraries
+from polylab.trainers import quiet_libraries
 
 if TYPE_CHECKING:
     from polylab import PolyModel

@@ -20,11 +20,10 @@ from polylab.parts import (
     ReadTasks,
     build_data,
     build_optim,
-    build_trainer,
     check_packing,
-    quiet_libraries,
     read_tasks,
 )
+from polylab.trainers import build_trainer, quiet_libraries
 
 if TYPE_CHECKING:
     from polylab import PolyModel
