@@ -157,6 +157,11 @@ class AllocationSource:
         return _allocations(counts, merged) if counts else None
 
 
+def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float32; of all layers together, where each alone would wait for the device."""
+    return by_shape(lambda stack: stack.detach().float().cpu(), layers)
+
+
 def _check_finite(found: Allocations | None) -> None:
     for name, weights in () if found is None else found.weights.items():
         if not weights.isfinite().all():
@@ -165,11 +170,6 @@ def _check_finite(found: Allocations | None) -> None:
                 "diverged · lower the learning rates, give a warm-up, clip gradients, or see "
                 "whether it is the precision · go on from a checkpoint of before with ckpt_path="
             )
-
-
-def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In float32; of all layers together, where each alone would wait for the device."""
-    return by_shape(lambda stack: stack.detach().float().cpu(), layers)
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
