@@ -62,7 +62,8 @@ def _logged(folder: Folder) -> dict[str, Points]:
                 continue
             steps, values = found.setdefault(name, ([], []))
             while steps and steps[-1] > step:  # a killed run was beyond what it went on from
-                steps.pop(), values.pop()
+                steps.pop()
+                values.pop()
             steps.append(step)
             values.append(float(value))
     return found
