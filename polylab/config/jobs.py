@@ -44,9 +44,11 @@ def recorded(task: Task) -> Task:
     @wraps(task)  # launchers find it by the name of the task
     def run(cfg: DictConfig) -> Any:
         sweep = sweep_folder()
-        if sweep is None or is_child():
+        if sweep is None:
             return task(cfg)
         folder = job_folder()
+        if is_child():
+            return _join(task, cfg, folder=folder, sweep=sweep.absolute())
         with _held(folder):
             return _run(task, cfg, folder=folder, sweep=sweep.absolute())
 
@@ -55,8 +57,8 @@ def recorded(task: Task) -> Task:
 
 def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
     file, result = folder / ".hydra" / RESULT, _new_result(cfg, sweep)
-    before = read_json(file) if file.is_file() else None
-    if before and before["status"] == "completed" and before["overrides"] == result["overrides"]:
+    before = _completed(file, result)
+    if before is not None:
         print(f"job {before['job']} is done already · {folder}", flush=True)
         return before["value"]
     write_json(file, result)
@@ -75,6 +77,23 @@ def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
         write_json(file, result)
         line = progress_line(collect(sweep), read_plan(sweep), last=result)
         print(line, flush=True)
+
+
+def _join(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
+    """Run `task` as a rank that SLURM started: the first one holds the lock and keeps the record.
+
+    That one cannot complete the job alone, so what is completed here is what it skips as well.
+    """
+    before = _completed(folder / ".hydra" / RESULT, _new_result(cfg, sweep))
+    return task(cfg) if before is None else before["value"]
+
+
+def _completed(file: Path, result: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of this same job in `file`, if it is completed."""
+    before = read_json(file) if file.is_file() else None
+    if before and before["status"] == "completed" and before["overrides"] == result["overrides"]:
+        return before
+    return None
 
 
 def _new_result(cfg: DictConfig, sweep: Path) -> dict[str, Any]:
@@ -111,12 +130,13 @@ def _held(folder: Path) -> Iterator[None]:
 
 def pick_up(cfg: DictConfig, folder: Path) -> None:
     """Let a job that was cut off go on from its `last.ckpt`, or start anew where it left none."""
-    if sweep_folder() is None or is_child() or cfg.ckpt_path is not None:
+    if sweep_folder() is None or cfg.ckpt_path is not None:
         return
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
+    last, is_lead = folder / "checkpoints" / "last.ckpt", not is_child()
+    if last.is_file():  # every rank that SLURM started has to go on from there
         cfg.ckpt_path = str(last)
-        print(f"goes on from {last}", flush=True)
-        return
-    for name in _APPENDED:
-        (folder / name).unlink(missing_ok=True)
+        if is_lead:
+            print(f"goes on from {last}", flush=True)
+    elif is_lead:
+        for name in _APPENDED:
+            (folder / name).unlink(missing_ok=True)
