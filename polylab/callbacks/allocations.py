@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from lightning.pytorch import LightningModule
@@ -51,8 +51,14 @@ class AllocationSource:
     _of_models: ClassVar[WeakKeyDictionary[PolyModel, AllocationSource]] = WeakKeyDictionary()
 
     def __init__(self, model: PolyModel) -> None:
-        self._model = model
+        self._model_ref = ref(model)  # else `_of_models` would keep every model of a sweep alive
         self.reset()
+
+    @property
+    def _model(self) -> PolyModel:
+        model = self._model_ref()
+        assert model is not None
+        return model
 
     @classmethod
     def of(cls, model: PolyModel) -> AllocationSource:
@@ -113,9 +119,14 @@ class AllocationSource:
         return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
 
     def read_once(self, reader: object, occasion: Hashable) -> Allocations | None:
-        """As `read`, one reading for all readers on an occasion; who asks again gets a new one."""
+        """As `read`, one reading for all readers on an occasion; who asks again gets a new one.
+
+        Raises:
+            FloatingPointError: If a weight is no number: what was trained is lost. On all ranks.
+        """
         if occasion != self._occasion or id(reader) in self._readers:
             self._reading, self._occasion, self._readers = self.read(), occasion, set()
+            _check_finite(self._reading)
         self._readers.add(id(reader))
         return self._reading
 
@@ -149,6 +160,16 @@ class AllocationSource:
 def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """In float32; of all layers together, where each alone would wait for the device."""
     return by_shape(lambda stack: stack.detach().float().cpu(), layers)
+
+
+def _check_finite(found: Allocations | None) -> None:
+    for name, weights in () if found is None else found.weights.items():
+        if not weights.isfinite().all():
+            raise FloatingPointError(
+                f"the routing weights of layer {name} are no numbers any more: the training has "
+                "diverged · lower the learning rates, give a warm-up, clip gradients, or see "
+                "whether it is the precision · go on from a checkpoint of before with ckpt_path="
+            )
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,7 @@ def _warn_duplicates(alike: Mapping[str, float]) -> None:
 
 
 def _where(layers: Mapping[str, float]) -> str:
-    """Such as `1.5 of a head's skills in 7 of 48 layers (most in a, b, c)`."""
+    """Such as `1.5 skills per head in 7 of 48 layers (most in a, b, c: 3.0)`."""
     hit = {name: n for name, n in layers.items() if n > 0}
     most = sorted(hit, key=lambda name: -hit[name])[:_NAMED]
     mean = sum(hit.values()) / len(hit)

@@ -62,9 +62,9 @@ class UpdateSizes(Callback):
                 self._before[group] = [p.clone() for p in now]
                 continue
             larger = torch.maximum(norm, get_total_norm(before))
-            moved = get_total_norm(torch._foreach_sub(now, before))
+            moved = get_total_norm(torch._foreach_sub(now, before))  # pyright: ignore[reportPrivateImportUsage]
             found[f"update/{group}"] = moved / larger.clamp_min(torch.finfo(larger.dtype).tiny)
-            torch._foreach_copy_(before, now)
+            torch._foreach_copy_(before, now)  # pyright: ignore[reportPrivateImportUsage]
         if found:
             values = torch.stack([*found.values()]).tolist()  # one wait for all
             log_metrics(trainer, pl_module, dict(zip(found, values, strict=True)), moment=moment)

@@ -75,6 +75,21 @@ class TestWhereTheyRun:
         assert (tmp_path / "figures" / "allocation.png").exists()
         assert not (tmp_path / "figures" / "task_hierarchy.png").exists()
 
+    @pytest.mark.parametrize("poly_type", ["poly", "mope"])
+    def test_a_routing_of_no_numbers_ends_the_training(self, build, fit, tmp_path, poly_type):
+        module = build(poly_type=poly_type)
+
+        class Diverges(Callback):
+            def on_train_batch_end(self, *_args):
+                for name, parameter in module.named_parameters():
+                    if "poly_router" in name:
+                        parameter.data.fill_(float("nan"))
+
+        words = r"routing weights of layer \S*SelfAttention.q are no numbers any more"
+        with pytest.raises(FloatingPointError, match=words):
+            fit(module, TinyData(), [Diverges(), *everything(tmp_path)])
+        assert not (tmp_path / "skills.csv").exists()
+
     def test_decoder_only_input_routing_reads_prompts(self, build, fit, memory, tmp_path):
         data = TinyData(decoder_only=True)
         module = build("gpt2", poly_type="mope")

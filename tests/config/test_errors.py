@@ -92,3 +92,13 @@ def test_a_syntax_error_in_a_file_names_its_line() -> None:
         error.__cause__ = cause
     assert "line 2" in explain(error)
     assert "\n" not in explain(error)
+
+
+def test_a_plug_in_that_is_not_installed() -> None:
+    error = MissingConfigException(
+        message="", missing_cfg_file="hydra/launcher/joblib", options=["basic"]
+    )
+    assert explain(error) == (
+        "hydra/launcher=joblib needs the extra `sweep` · install it with: "
+        "pip install 'polylab[sweep]'"
+    )
