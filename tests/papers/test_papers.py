@@ -169,6 +169,14 @@ def test_one_number_of_skills_is_no_curve(sweep: Sweep, figure: str) -> None:
         draw(figure, folder, metric="exact_match")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+def test_a_job_that_was_cleared_away(sweep: Sweep, name: str) -> None:
+    folder = sweep(*BASELINE, ("poly", 4, 0, (1, 1, 1)))
+    (folder / "2" / name).unlink()
+    with pytest.raises(ConfigError, match=f"2/{name}: .*No such file"):
+        draw("changes", folder, metric="exact_match")
+
+
 def test_a_run_without_its_allocation(sweep: Sweep) -> None:
     folder = sweep(*[("poly", *job) for job in BY_SKILLS])
     (folder / "1" / "skills.csv").unlink()
