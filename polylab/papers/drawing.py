@@ -149,7 +149,7 @@ def _adaptations(folder: Path, metric: str) -> pd.DataFrame:
             f"figure=parameters: no task of {folder} has {metric} of every method · adapt all "
             "methods to the same tasks"
         )
-    return table[table["task"].isin(shared)]
+    return table.loc[table["task"].isin(shared), :]
 
 
 def _point(name: str, rows: pd.DataFrame, metric: str) -> Point:
