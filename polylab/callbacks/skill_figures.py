@@ -22,6 +22,7 @@ from polylab.callbacks.base import (
     true_skills,
 )
 from polylab.callbacks.budget import TimeBudget
+from polylab.callbacks.collecting import uncollected
 from polylab.callbacks.figures import pixels, save_vector
 from polylab.callbacks.places import Places
 from polylab.callbacks.routers import Routers
@@ -108,7 +109,7 @@ class SkillFigures(AllocationCallback):
             self._say_left_out()
             is_due = False
         if self._start is None or is_due:
-            with self._budget.spending():
+            with self._budget.spending(), uncollected():
                 self._look(trainer, pl_module, sight, draws=is_due)
 
     def _say_left_out(self) -> None:

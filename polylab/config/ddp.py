@@ -54,7 +54,19 @@ def patch_launchers() -> None:
 
 def is_child() -> bool:
     """Say whether this process was started to join a job that another one owns."""
-    return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK"))
+    if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK")):
+        return True
+    # torchrun within srun numbers its processes itself, and not always in the order of the nodes
+    is_numbered = "LOCAL_RANK" in os.environ or "RANK" in os.environ
+    return not is_numbered and _slurm_rank() != "0"
+
+
+def _slurm_rank() -> str:
+    """Return this task's number among those that SLURM started, where Lightning goes by it."""
+    by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if by_hand or "SLURM_NTASKS" not in os.environ:
+        return "0"
+    return os.environ.get("SLURM_PROCID", "0")
 
 
 @contextmanager

@@ -48,9 +48,11 @@ def recorded(task: Task) -> Task:
     @wraps(task)  # launchers find it by the name of the task
     def run(cfg: DictConfig) -> Any:
         sweep = sweep_folder()
-        if sweep is None or is_child():
+        if sweep is None:
             return task(cfg)
         folder = job_folder()
+        if is_child():
+            return _join(task, cfg, folder=folder, sweep=sweep.absolute())
         with _held(folder):
             return _run(task, cfg, folder=folder, sweep=sweep.absolute())
 
@@ -59,10 +61,8 @@ def recorded(task: Task) -> Task:
 
 def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
     file, result = folder / ".hydra" / RESULT, _new_result(cfg, sweep)
-    before = read_json(file) if file.is_file() else None
-    if before:
-        _check_same(before, result, folder)
-    if before and before["status"] == "completed" and before["overrides"] == result["overrides"]:
+    before = _earlier(file, result, folder=folder)
+    if before is not None:
         print(f"job {before['job']} is done already · {folder}", flush=True)
         return before["value"]
     write_json(file, result)
@@ -81,6 +81,29 @@ def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
         write_json(file, result)
         line = progress_line(collect(sweep), read_plan(sweep), last=result)
         print(line, flush=True)
+
+
+def _join(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
+    """Run `task` as a rank that SLURM started: the first one holds the lock and keeps the record.
+
+    That one cannot complete the job alone, so what is completed here is what it skips as well.
+    """
+    before = _earlier(folder / ".hydra" / RESULT, _new_result(cfg, sweep), folder=folder)
+    return task(cfg) if before is None else before["value"]
+
+
+def _earlier(file: Path, result: dict[str, Any], *, folder: Path) -> dict[str, Any] | None:
+    """Return the record of this same job in `file`, if it is completed.
+
+    Raises:
+        ConfigError: If the folder holds a job of the same overrides with another configuration.
+    """
+    before = read_json(file) if file.is_file() else None
+    if before is None:
+        return None
+    _check_same(before, result, folder)
+    is_same = before["overrides"] == result["overrides"]
+    return before if before["status"] == "completed" and is_same else None
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -129,15 +152,16 @@ def _held(folder: Path) -> Iterator[None]:
 
 def pick_up(cfg: DictConfig, folder: Path) -> None:
     """Let a job that was cut off go on from its `last.ckpt`, or start anew where it left none."""
-    if sweep_folder() is None or is_child() or cfg.ckpt_path is not None:
+    if sweep_folder() is None or cfg.ckpt_path is not None:
         return
-    last = _last_checkpoint(folder)
-    if last.is_file():
+    last, is_lead = _last_checkpoint(folder), not is_child()
+    if last.is_file():  # every rank that SLURM started has to go on from there
         cfg.ckpt_path = str(last)
-        print(f"goes on from {last}", flush=True)
-        return
-    for name in _APPENDED:
-        (folder / name).unlink(missing_ok=True)
+        if is_lead:
+            print(f"goes on from {last}", flush=True)
+    elif is_lead:
+        for name in _APPENDED:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _last_checkpoint(folder: Path) -> Path:

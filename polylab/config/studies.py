@@ -1,7 +1,9 @@
 """An Optuna study that goes on: of an interrupted sweep, or for more trials than it had."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from polylab.config.errors import ConfigError
@@ -12,6 +14,21 @@ Results = list[dict[str, Any]]
 def is_study(config: DictConfig) -> bool:
     """Say whether Optuna chooses the jobs of this sweep."""
     return "optuna" in str(config.hydra.sweeper._target_)
+
+
+def check_search_space(config: DictConfig, overrides: Iterable[Override]) -> None:
+    """Refuse a study in which no value is to be chosen: its trials would all be the same.
+
+    Raises:
+        ConfigError: If neither an override nor a function of the user's gives a choice.
+    """
+    by_function = OmegaConf.select(config, "hydra.sweeper.custom_search_space")
+    if not by_function and not any(override.is_sweep_override() for override in overrides):
+        raise ConfigError(
+            f"hydra.sweeper.n_trials={config.hydra.sweeper.n_trials} trials without anything to "
+            "choose · add KEY=interval(LOW,HIGH), 'KEY=tag(log,interval(LOW,HIGH))' or KEY=A,B, "
+            "or take search=optuna_router_lr or optuna_skills_splits"
+        )
 
 
 def continue_study(config: DictConfig, results: Results) -> int:

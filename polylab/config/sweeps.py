@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +29,7 @@ from polylab.config.results import (
     result_files,
     settings_digest,
 )
-from polylab.config.studies import continue_study, is_study
+from polylab.config.studies import check_search_space, continue_study, is_study
 
 
 class SweepResults(Callback):
@@ -72,11 +73,14 @@ class OpenSweep:
 
     Raises:
         ConfigError: If the folder holds another sweep, cannot be written to or locked, another
-            process leads this one, or the launcher starts several processes a job.
+            process leads this one, the launcher starts several processes a job, or it is a study
+            that has nothing to choose.
     """
 
     def __init__(self, config: DictConfig) -> None:
         _check_launcher(config.hydra.launcher)
+        if is_study(config):
+            check_search_space(config, _parse_overrides(config))
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
         self._lock = _lead(self.folder)
         try:
@@ -202,11 +206,15 @@ def _count_jobs(config: DictConfig, *, done: int) -> int | None:
         return None if is_grid else done + int(sweeper.n_trials)
     if not str(sweeper._target_).endswith(BasicSweeper.__name__):
         return None
+    return len(BasicSweeper.split_arguments(_parse_overrides(config), None)[0])
+
+
+def _parse_overrides(config: DictConfig) -> list[Override]:
+    """Return those of the search space, and then those of the command line."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    given = [f"{key}={value}" for key, value in params.items()] + given_overrides(config.hydra)
     loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    given += given_overrides(config.hydra)
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-    return len(BasicSweeper.split_arguments(parsed, None)[0])
+    return OverridesParser.create(config_loader=loader).parse_overrides(given)
 
 
 def _n_done(folder: Path) -> int:

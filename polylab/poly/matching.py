@@ -104,13 +104,12 @@ def _below(maps: np.ndarray) -> np.ndarray:
     order = np.argsort(flat, axis=1)
     values = np.take_along_axis(flat, order, axis=1)
     here = (order % n_skills)[..., None] == np.arange(n_skills)
-    until = np.zeros((n_maps, flat.shape[1] + 1, n_skills))
+    until = np.zeros((n_maps, flat.shape[1] + 1, n_skills), dtype=np.int32)
     np.cumsum(here, axis=1, out=until[:, 1:])
     first, end = _ties(values)
-    counts = np.take_along_axis(until, first[..., None], axis=1)
-    counts += np.take_along_axis(until, end[..., None], axis=1)
-    found = np.empty_like(counts)
-    np.put_along_axis(found, order[..., None], counts / 2, axis=1)
+    each = np.arange(n_maps)[:, None]
+    found = np.empty(until[:, 1:].shape)
+    found[each, order] = (until[each, first] + until[each, end]) / 2
     return found.reshape(n_maps, n_tasks, n_skills, n_skills)
 
 

@@ -9,6 +9,7 @@ every score comes with a baseline: the same procedure on `M` with its tasks perm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def recovery(
         ValueError: If the tasks differ in number, `names` does not fit, or no column of `M` varies.
     """
     names = _check(weights, truth, names)
-    m = truth.cpu().numpy()
+    m = truth.cpu().numpy().astype(bool)
     rng = np.random.default_rng(seed)
     orders = np.stack(
         [np.arange(len(m)), *(rng.permutation(len(m)) for _ in range(n_permutations))]
@@ -140,9 +141,7 @@ def _similarities(weights: _Weights, m: np.ndarray, orders: np.ndarray) -> np.nd
     """Spearman correlations; to permute the tasks of `M` permutes the ranks of its similarity."""
     pairs = np.triu_indices(len(m), k=1)
     learned = rankdata(task_similarity(weights).numpy().round(9)[pairs])
-    true = np.zeros((len(m), len(m)))
-    true[pairs] = rankdata(_truth_similarity(m)[pairs])
-    true += true.T
+    true = _true_ranks(m.tobytes(), m.shape)
     if np.ptp(learned) == 0 or np.ptp(true[pairs]) == 0:
         return np.full(len(orders), np.nan)
     x, centre = learned - learned.mean(), true[pairs].mean()
@@ -150,9 +149,18 @@ def _similarities(weights: _Weights, m: np.ndarray, orders: np.ndarray) -> np.nd
     return np.array([x @ (true[np.ix_(order, order)][pairs] - centre) for order in orders]) / length
 
 
-def _truth_similarity(m: np.ndarray) -> np.ndarray:
+@lru_cache(maxsize=1)  # a training asks for the same again and again
+def _true_ranks(cells: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """`[tasks, tasks]`: ranks of the pairs of tasks by the similarity of their true skills."""
+    m = np.frombuffer(cells, dtype=bool).reshape(shape)
     rows = m / np.maximum(m.sum(1, keepdims=True), 1)
-    return task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
+    alike = task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
+    pairs = np.triu_indices(len(m), k=1)
+    ranks = np.zeros(alike.shape)
+    ranks[pairs] = rankdata(alike[pairs])
+    ranks += ranks.T
+    ranks.flags.writeable = False
+    return ranks
 
 
 def _distinct_columns(truth: Tensor) -> np.ndarray:

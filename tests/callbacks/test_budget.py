@@ -1,9 +1,12 @@
 """A share of the time, whatever a single thing takes."""
 
+import gc
+
 import pytest
 
 from polylab.callbacks import budget
 from polylab.callbacks.budget import TimeBudget
+from polylab.callbacks.collecting import uncollected
 from tests.callbacks.tiny import Clock
 
 
@@ -43,3 +46,15 @@ def test_none_is_no_bound(clock):
         with kept.spending():
             clock.wait(9.0)
     assert (kept.spent, kept.last) == (27.0, 9.0)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_collector_is_as_it_was_also_after_an_error(before):
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        with pytest.raises(KeyError, match="False"), uncollected():
+            {}[gc.isenabled()]
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

@@ -54,9 +54,29 @@ def test_the_next_job_finds_a_clean_environment(monkeypatch: pytest.MonkeyPatch)
     assert "LOCAL_RANK" not in os.environ
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(None, False), ("0", False), ("1", True)])
-def test_who_is_a_child(rank: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+_TASK = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, True),
+        ({"NODE_RANK": "1"}, True),
+        (_TASK, True),
+        ({**_TASK, "SLURM_PROCID": "0"}, False),
+        ({**_TASK, "NODE_RANK": "0"}, True),
+        ({**_TASK, "RANK": "0", "LOCAL_RANK": "0"}, False),  # torchrun on the second node
+        ({**_TASK, "SLURM_JOB_NAME": "interactive"}, False),  # Lightning ignores SLURM as well
+        ({"SLURM_PROCID": "1"}, False),
+    ],
+)
+def test_who_is_a_child(
+    given: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_JOB_NAME", *_TASK):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     assert ddp.is_child() is expected

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from polylab.config import jobs
 from polylab.config.files import read_json
 from polylab.config.results import job_lock
 from tests.config.light import app
@@ -316,6 +317,63 @@ def test_a_study_in_memory_does_not_go_on(here: Run, tmp_path: Path) -> None:
     done = here(*given, "hydra.sweeper.n_trials=2")
     assert done.code == 1
     assert "hydra.sweeper.storage is null" in done.err
+
+
+def test_a_study_without_a_choice_is_refused(here: Run, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=EXTRA)
+    done = here(*STUDY, "x=3", "hydra.sweeper.n_trials=5")
+    assert done.code == 1
+    assert "hydra.sweeper.n_trials=5 trials without anything to choose · add KEY=inter" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.fixture
+def second_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process the second of two that srun started."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+
+
+@pytest.mark.usefixtures("second_task")
+def test_a_second_task_of_slurm_neither_waits_nor_writes(here: Run, tmp_path: Path) -> None:
+    with job_lock(tmp_path / "sweep" / "0"):  # the first one holds it
+        done = here("-m", "x=5", "hydra.sweep.dir=sweep")
+    assert done.code == 0, done.err
+    assert _calls(tmp_path) == ["5 0"]
+    assert "waiting" not in done.out
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_second_task_skips_what_the_first_skips(
+    here: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    assert here("-m", "x=5,6", "does=nothing,fail", "hydra.sweep.dir=sweep").code == 1
+    before = _calls(tmp_path)
+    request.getfixturevalue("second_task")
+    done = here("-m", "x=5,6", "does=nothing,fail", "hydra.sweep.dir=sweep")
+    assert "done already" not in done.out
+    assert _calls(tmp_path)[len(before) :] == ["5 0", "6 0"]  # those that failed
+
+
+@pytest.mark.usefixtures("second_task")
+def test_a_second_task_goes_on_where_the_first_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "sweep_folder", lambda: tmp_path)
+    cfg = OmegaConf.create({"ckpt_path": None})
+    (tmp_path / "history.jsonl").write_text("{}")
+    jobs.pick_up(cfg, tmp_path)
+    assert cfg.ckpt_path is None
+    assert (tmp_path / "history.jsonl").exists()  # the first one's to delete
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    jobs.pick_up(cfg, tmp_path)
+    assert cfg.ckpt_path == str(last)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_lock_is_held_by_a_living_job_alone(tmp_path: Path) -> None:
