@@ -73,10 +73,12 @@ class OpenSweep:
 
     Raises:
         ConfigError: If the folder holds another sweep, cannot be written to or locked, another
-            process leads this one, or it is a study that has nothing to choose.
+            process leads this one, the launcher starts several processes a job, or it is a study
+            that has nothing to choose.
     """
 
     def __init__(self, config: DictConfig) -> None:
+        _check_launcher(config.hydra.launcher)
         if is_study(config):
             check_search_space(config, _parse_overrides(config))
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -114,6 +116,16 @@ class OpenSweep:
                     print(progress_line(results, self.plan, last=result), flush=True)
             if is_last:
                 return
+
+
+def _check_launcher(launcher: DictConfig) -> None:
+    """A job's ranks are started by the job; those of SLURM would wait for each other's lock."""
+    for key in ("nodes", "tasks_per_node"):
+        if (given := launcher.get(key)) not in (None, 1):
+            raise ConfigError(
+                f"hydra.launcher.{key}={given} must be 1: a job of a sweep is one process, which "
+                "starts its ranks itself · give gpus_per_node=N and trainer.devices=N"
+            )
 
 
 def _lead(folder: Path) -> FileLock:

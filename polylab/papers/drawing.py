@@ -106,14 +106,7 @@ def _baselines(jobs: list[Job]) -> dict[str, Job]:
 
 def parameters(folder: Path, metric: str) -> Figure:
     """Score of every way to adapt against the parameters that it trains for a task."""
-    table = pd.DataFrame(read_adaptations(folder))
-    if metric not in table:
-        known = [c for c in table.columns if c not in ("task", "method", "shots", "seed")]
-        raise ConfigError(f"metric={metric}: not in the tables of {folder} · {', '.join(known)}")
-    table = table.astype({metric: float, "parameters": float})
-    table["name"] = table["method"]
-    if table["shots"].nunique() > 1:
-        table["name"] += ", " + table["shots"] + " shots"
+    table = _adaptations(folder, metric)
     points = [_point(str(name), rows, metric) for name, rows in table.groupby("name", sort=False)]
     _few({point.name: point for point in points}, "parameters")
     n_tasks, n_seeds = table["task"].nunique(), table["seed"].nunique()
@@ -127,6 +120,36 @@ def parameters(folder: Path, metric: str) -> Figure:
             "methods with the same number of parameters stand side by side",
         ],
     )
+
+
+def _adaptations(folder: Path, metric: str) -> pd.DataFrame:
+    """A row for each `name`, task and seed, of the tasks that every name has a score of."""
+    table = pd.DataFrame(read_adaptations(folder))
+    if metric not in table:
+        known = [c for c in table.columns if c not in ("task", "method", "shots", "seed")]
+        raise ConfigError(f"metric={metric}: not in the tables of {folder} · {', '.join(known)}")
+    for column in (metric, "parameters"):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    table = table.dropna(subset=[metric])
+    table["name"] = table["method"]
+    if table["shots"].nunique() > 1:
+        table["name"] += ", " + table["shots"] + " shots"
+    twice = table[table.duplicated(["name", "task", "seed"])]
+    if len(twice):
+        name, task, seed = twice.iloc[0][["name", "task", "seed"]]
+        raise ConfigError(
+            f"figure=parameters: {folder} has {name} on task {task} with seed {seed} more than "
+            "once · sweep over methods, shots and seeds alone"
+        )
+    shared = set.intersection(
+        *({*ones} for _, ones in table.groupby("name")["task"]), {*table["task"]}
+    )
+    if not shared:
+        raise ConfigError(
+            f"figure=parameters: no task of {folder} has {metric} of every method · adapt all "
+            "methods to the same tasks"
+        )
+    return table.loc[table["task"].isin(shared), :]
 
 
 def _point(name: str, rows: pd.DataFrame, metric: str) -> Point:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from polylab.config.errors import ConfigError
+from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.files import read_json
 
 __all__ = ["Job", "read_adaptations", "read_jobs"]
@@ -55,16 +56,26 @@ class Job:
         return float(text)
 
     def config(self, key: str) -> Any:
-        """A value of its configuration, None where there is no such key."""
-        return OmegaConf.select(OmegaConf.load(self.folder / "config.yaml"), key)
+        """A value of its configuration, None where there is no such key.
+
+        Raises:
+            ConfigError: If the file cannot be read.
+        """
+        return OmegaConf.select(self._config, key)
+
+    @cached_property
+    def _config(self) -> Any:
+        with user_mistakes(str(self.folder / "config.yaml")):
+            return OmegaConf.load(self.folder / "config.yaml")
 
     def task_scores(self, metric: str) -> dict[str, float]:
         """The score of every task that has this metric, of the test.
 
         Raises:
-            ConfigError: If no task has it.
+            ConfigError: If no task has it, or the file cannot be read.
         """
-        tasks = read_json(self.folder / "metrics.json").get("test", {}).get("tasks", {})
+        with user_mistakes(str(self.folder / "metrics.json")):
+            tasks = read_json(self.folder / "metrics.json").get("test", {}).get("tasks", {})
         found = {name: one[metric] for name, one in tasks.items() if one.get(metric) is not None}
         if not found:
             known = sorted({name for one in tasks.values() for name in one})

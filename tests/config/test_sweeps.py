@@ -246,6 +246,15 @@ def test_jobs_of_another_machine(run: Run, tmp_path: Path) -> None:
     assert "sweep of 2 jobs: 1 completed, 1 failed" in done.out
 
 
+@pytest.mark.parametrize("key", ["nodes", "tasks_per_node"])
+def test_a_job_is_one_process(here: Run, tmp_path: Path, key: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason=EXTRA)
+    done = here("-m", "x=1,2", "hydra/launcher=submitit_local", f"hydra.launcher.{key}=2")
+    assert done.code == 1
+    assert done.err.startswith(f"hydra.launcher.{key}=2 must be 1: a job of a sweep is one process")
+    assert not (tmp_path / "calls").exists()
+
+
 STUDY = [
     *("-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=tpe", "hydra.sweeper.n_jobs=1"),
     *("hydra.sweeper.direction=maximize", "hydra.sweeper.storage='sqlite:///sweep/study.db'"),

@@ -169,6 +169,14 @@ def test_one_number_of_skills_is_no_curve(sweep: Sweep, figure: str) -> None:
         draw(figure, folder, metric="exact_match")
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+def test_a_job_that_was_cleared_away(sweep: Sweep, name: str) -> None:
+    folder = sweep(*BASELINE, ("poly", 4, 0, (1, 1, 1)))
+    (folder / "2" / name).unlink()
+    with pytest.raises(ConfigError, match=f"2/{name}: .*No such file"):
+        draw("changes", folder, metric="exact_match")
+
+
 def test_a_run_without_its_allocation(sweep: Sweep) -> None:
     folder = sweep(*[("poly", *job) for job in BY_SKILLS])
     (folder / "1" / "skills.csv").unlink()
@@ -202,6 +210,26 @@ def test_points_of_adaptations(tmp_path: Path, drawn: dict[str, Any]) -> None:
     assert (points[1].low, points[1].high) == (0.25, 0.75)  # of the two tasks' means
     with pytest.raises(ConfigError, match=r"metric=bleu: not in the tables of .*exact_match"):
         draw("parameters", tmp_path, metric="bleu")
+
+
+def test_methods_are_compared_on_the_tasks_that_all_have(
+    tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    table = tmp_path / "results.csv"
+    poly = _adaptation("poly", 900, {"a": [0.5, 1.0], "b": [0.0, 0.5], "c": [1.0, 1.0]})
+    z = _adaptation("z", 30, {"a": [0.25, 0.75], "b": [0.25, 0.25]})
+    lost = [{**row, "exact_match": ""} for row in _adaptation("z", 30, {"c": [0.0]})]
+    _write_table(table, [*poly, *z, *lost])
+    draw("parameters", tmp_path, metric="exact_match")
+    (points,), words = drawn["draw_points"]
+    assert [(point.name, point.y) for point in points] == [("z", 0.375), ("poly", 0.5)]
+    assert words["shown"][0].startswith("mean over 2 tasks and 2 seeds")
+    _write_table(table, [*poly, *z[:2], *z[:1]])
+    with pytest.raises(ConfigError, match=r"has z on task a with seed 0 more than once · sweep"):
+        draw("parameters", tmp_path, metric="exact_match")
+    _write_table(table, [*poly[:2], *z[2:]])
+    with pytest.raises(ConfigError, match=r"no task of .* has exact_match of every method"):
+        draw("parameters", tmp_path, metric="exact_match")
 
 
 def test_folders_that_are_something_else(sweep: Sweep, tmp_path: Path) -> None:
