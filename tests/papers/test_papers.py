@@ -130,6 +130,12 @@ def test_curves_over_the_number_of_skills(sweep: Sweep, drawn: dict[str, Any]) -
     assert score.high == pytest.approx([0.7 / 3, 1.3 / 3])
 
 
+def test_a_metric_that_no_job_has(sweep: Sweep) -> None:
+    folder = sweep(*[("poly", *job) for job in BY_SKILLS])
+    with pytest.raises(ConfigError, match=r"metric=bleu: none of .*there are exact_match"):
+        draw("skills", folder, metric="bleu")
+
+
 def test_entropy_of_every_layer(sweep: Sweep, drawn: dict[str, Any]) -> None:
     figure = draw("layers", sweep(*[("poly", *job) for job in BY_SKILLS]), metric="exact_match")
     (values, columns, _), _ = drawn["map_panel"]
