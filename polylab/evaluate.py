@@ -29,9 +29,10 @@ from polylab.evaluating.choices import (
     evaluation_config,
     is_study,
 )
-from polylab.parts import ReadTasks, classifies, quiet_libraries, read_tasks
-from polylab.runs import label_sets, load_run, read_run, task_names
+from polylab.finished import label_sets, load_run, read_run, task_names
+from polylab.parts import ReadTasks, classifies, read_tasks
 from polylab.terminal.outcome import say_outcome
+from polylab.trainers import quiet_libraries
 
 if TYPE_CHECKING:
     from polylab import PolyModel

@@ -19,8 +19,8 @@ from polylab.config.files import folder_names, read_json
 from polylab.config.help import EXPORT_HELP
 from polylab.config.launch import launch
 from polylab.config.suggest import hint, listing
-from polylab.parts import quiet_libraries
-from polylab.runs import load_run, read_generating_run, task_names
+from polylab.finished import load_run, read_generating_run, task_names
+from polylab.trainers import quiet_libraries
 
 if TYPE_CHECKING:
     from polylab import PolyModel

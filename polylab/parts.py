@@ -3,8 +3,6 @@
 Only what reads the configuration is imported here; torch and the rest follow once it is valid.
 """
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from polylab.config.ddp import patch_launchers
 from polylab.config.errors import ConfigError, explain, user_mistakes
 from polylab.config.launch import sweep_folder
-from polylab.config.targets import build, check_arguments, check_targets
+from polylab.config.targets import build, check_arguments, check_targets, plain_container
 from polylab.config.tracking import build_logger
+from polylab.trainers import build_trainer, keep_history, quiet_libraries
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -88,7 +87,7 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     callbacks = build_callbacks(cfg, parts)
     logger = build_logger(cfg, folder=folder, sweep=sweep_folder())
     trainer = build_trainer(cfg, callbacks=callbacks, logger=logger, folder=folder)
-    _keep_history(trainer, folder)
+    keep_history(trainer, folder)
     _try_out(module, data, trainer)
     if cfg.trainer.compile:
         from polylab import compile_blocks
@@ -142,7 +141,7 @@ def know_tasks_of(cfg: DictConfig) -> None:
     """
     if cfg.init_from is None:
         return
-    from polylab.runs import read_generating_run, task_names
+    from polylab.finished import read_generating_run, task_names
 
     with user_mistakes("init_from"):
         before = read_generating_run(Path(cfg.init_from))
@@ -162,7 +161,7 @@ def build_optim(cfg: DictConfig) -> Any:
 
     with user_mistakes("optim"):
         check_arguments(OptimConfig, cfg.optim, key="optim")
-        return OptimConfig(**_plain(cfg.optim))
+        return OptimConfig(**plain_container(cfg.optim))
 
 
 def build_backbone(cfg: DictConfig) -> "Backbone":
@@ -175,7 +174,7 @@ def build_backbone(cfg: DictConfig) -> "Backbone":
         check_arguments(load_backbone, cfg.backbone, key="backbone")
         if cfg.backbone.from_scratch:  # so that a finished run is read back with the weights it had
             torch.default_generator.manual_seed(cfg.seed)
-        return load_backbone(**_plain(cfg.backbone))
+        return load_backbone(**plain_container(cfg.backbone))
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def build_source(data: DictConfig) -> Any:
         key = f"data.sources.{name}"
         if not OmegaConf.is_dict(given) or "data" not in given:
             raise ConfigError(f"{key}: it has no option · give {key}.data=OPTION, as data=OPTION")
-        settings = _plain(given)
+        settings = plain_container(given)
         option, weight = settings.pop("data"), settings.pop("weight", 1.0)
         source = build(composed_data(option, settings, key=key).source, key=key)
         parts[str(name)] = Part(source, weight)
@@ -271,7 +270,9 @@ def build_model(cfg: DictConfig, backbone: "Backbone", *, task_names: list[str])
 
     with user_mistakes("adapter"):
         check_arguments(PolyConfig, cfg.adapter, key="adapter")
-        config = PolyConfig(**_plain(cfg.adapter), n_tasks=len(task_names), task_names=task_names)
+        config = PolyConfig(
+            **plain_container(cfg.adapter), n_tasks=len(task_names), task_names=task_names
+        )
         if cfg.init_from is None:
             return get_peft_model(backbone.model, config)
         from polylab.warm_start import warm_started
@@ -295,81 +296,6 @@ def build_callbacks(cfg: DictConfig, parts: Mapping[str, Any]) -> "list[Callback
     return [build(node, key=f"callbacks.{name}", parts=parts) for name, node in nodes if node]
 
 
-def build_trainer(
-    cfg: DictConfig, *, callbacks: "list[Callback]", logger: "Logger | None", folder: Path
-) -> "Trainer":
-    """Build Lightning's trainer, which keeps all its files in the run's folder."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-
-    from polylab.training import AtomicCheckpointIO
-
-    node = lightning_node(cfg.trainer)
-    _avoid_broken_kernels()
-    arguments = _plain(node)
-    arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
-    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
-    arguments["val_check_interval"] = _validation_interval(cfg.trainer)
-    # Lightning would add a checkpoint callback with file names of its own
-    arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
-    if arguments["enable_progress_bar"] is False:
-        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    elif arguments["enable_progress_bar"] is None:  # Lightning would add a bar of its own
-        arguments["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
-    try:
-        with user_mistakes("trainer"):
-            check_arguments(Trainer, node, key="trainer")
-            return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {error}") from error
-
-
-def _keep_history(trainer: "Trainer", folder: Path) -> None:
-    """Let what is logged also be written down in the run's folder, whatever the tracker."""
-    from polylab.training import HistoryLogger
-
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        trainer.loggers = [*trainer.loggers, HistoryLogger(folder)]
-
-
-def _avoid_broken_kernels() -> None:
-    """Leave out an attention kernel whose gradients are NaN.
-
-    cuDNN's, which torch 2.11 to 2.13 prefer on H100 and H200, with a mask: pytorch issue 196678.
-    """
-    import torch
-
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def lightning_node(trainer: DictConfig) -> DictConfig:
-    """Return the keys of `trainer` that are Lightning's: all but `compile`."""
-    return OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key != "compile"])
-
-
-def _validation_interval(trainer: DictConfig) -> Any:
-    """Return `val_check_interval`, in batches, lowered so that the shortest run validates once."""
-    interval, steps = trainer.val_check_interval, trainer.max_steps
-    if isinstance(interval, int) and steps > 0:
-        return min(interval, steps * trainer.accumulate_grad_batches)
-    return interval
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to the run: no tips, no lists of devices, no bar for loading weights."""
-    # Lightning 2.6 calls what torch 2.13 deprecates, in every loop
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # the CSV logger writes into the run's folder, which is never empty
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
-    import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def _check_nodes(cfg: DictConfig) -> None:
     check_targets(_data_node(cfg), key="data")
     check_targets(cfg.module, key="module")
@@ -388,11 +314,5 @@ def _try_out(module: "LightningModule", data: "LightningDataModule", trainer: "T
 
 
 def _data_node(cfg: DictConfig) -> DictConfig:
-    plain = _plain(cfg.data)
+    plain = plain_container(cfg.data)
     return OmegaConf.create({k: v for k, v in plain.items() if k not in SOURCE_KEYS})
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}

@@ -22,7 +22,8 @@ from polylab.evaluating.choices import (
     unknown,
 )
 from polylab.evaluating.preparation import Evaluation, prepare
-from polylab.parts import quiet_libraries, read_tasks
+from polylab.parts import read_tasks
+from polylab.trainers import quiet_libraries
 from polylab.training.journal import Journal
 
 if TYPE_CHECKING:

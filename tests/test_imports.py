@@ -16,9 +16,12 @@ ARROWS: dict[str, set[str]] = {
     "pretraining": {"data", "backbones"},
     "training": {"poly"},
     "callbacks": {"poly", "training"},
-    "adaptation": {"backbones", "config", "data", "parts", "poly", "runs", "training"},
+    "adaptation": {
+        *("backbones", "config", "data", "finished", "parts", "poly", "trainers", "training")
+    },
     "evaluating": {
-        *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal", "training")
+        *("backbones", "callbacks", "config", "data", "parts", "poly", "terminal"),
+        *("trainers", "training"),
     },
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},

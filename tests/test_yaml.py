@@ -17,7 +17,8 @@ from polylab.config.checks import check_config
 from polylab.config.launch import register
 from polylab.config.paths import config_folder
 from polylab.config.targets import check_arguments, check_targets
-from polylab.parts import SOURCE_KEYS, lightning_node
+from polylab.parts import SOURCE_KEYS
+from polylab.trainers import lightning_node
 
 CONF, EXPERIMENTS = config_folder("conf"), config_folder("experiments")
 OPTIONS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent != CONF)

@@ -14,8 +14,9 @@ from polylab.adaptation.plan import Plan, attachment, build_unit_data
 from polylab.adaptation.resume import writing
 from polylab.adaptation.table import Results
 from polylab.config.targets import build
-from polylab.parts import build_optim, build_trainer
+from polylab.parts import build_optim
 from polylab.poly.io import write_adapter
+from polylab.trainers import build_trainer
 
 __all__ = ["adapt_once"]
 

@@ -15,16 +15,15 @@ from polylab.config.files import folder_names
 from polylab.config.launch import job_folder
 from polylab.config.suggest import hint, listing
 from polylab.config.targets import check_targets
+from polylab.finished import load_run, read_generating_run, task_names
 from polylab.parts import (
     ReadTasks,
     build_data,
     build_optim,
-    build_trainer,
     check_packing,
-    quiet_libraries,
     read_tasks,
 )
-from polylab.runs import load_run, read_generating_run, task_names
+from polylab.trainers import build_trainer, quiet_libraries
 
 if TYPE_CHECKING:
     from polylab import PolyModel

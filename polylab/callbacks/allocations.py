@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from polylab.callbacks.seen import Allocations, ExampleRouting
+from polylab.poly.alike import by_shape
 from polylab.poly.heads import nats
 from polylab.poly.inspection import task_choices
 from polylab.poly.model import PolyModel
@@ -50,8 +51,14 @@ class AllocationSource:
     _of_models: ClassVar[WeakKeyDictionary[PolyModel, AllocationSource]] = WeakKeyDictionary()
 
     def __init__(self, model: PolyModel) -> None:
-        self._model = model
+        self._model_ref = ref(model)  # else `_of_models` would keep every model of a sweep alive
         self.reset()
+
+    @property
+    def _model(self) -> PolyModel:
+        model = self._model_ref()
+        assert model is not None
+        return model
 
     @classmethod
     def of(cls, model: PolyModel) -> AllocationSource:
@@ -106,16 +113,20 @@ class AllocationSource:
         if self.is_input_routed:
             self._gathered = self._gathered or self._gather()
             return self._gathered
-        weights = {name: w.detach().float().cpu() for name, w in self._model.task_weights().items()}
-        gates = {name: z.detach().float().cpu() for name, z in self._model.task_gates().items()}
+        weights, gates = _on_host(self._model.task_weights()), _on_host(self._model.task_gates())
         tasks = list(range(next(iter(weights.values())).shape[0]))
         choices = task_choices(self._model.active_layers(), self._model.active_adapter)
         return Allocations(weights, gates, tasks, choices={n: c.cpu() for n, c in choices.items()})
 
     def read_once(self, reader: object, occasion: Hashable) -> Allocations | None:
-        """As `read`, one reading for all readers on an occasion; who asks again gets a new one."""
+        """As `read`, one reading for all readers on an occasion; who asks again gets a new one.
+
+        Raises:
+            FloatingPointError: If a weight is no number: what was trained is lost. On all ranks.
+        """
         if occasion != self._occasion or id(reader) in self._readers:
             self._reading, self._occasion, self._readers = self.read(), occasion, set()
+            _check_finite(self._reading)
         self._readers.add(id(reader))
         return self._reading
 
@@ -144,6 +155,21 @@ class AllocationSource:
                     into.add(task, w, 0.0)
                 into.entropy = into.entropy + sums.entropy
         return _allocations(counts, merged) if counts else None
+
+
+def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float32; of all layers together, where each alone would wait for the device."""
+    return by_shape(lambda stack: stack.detach().float().cpu(), layers)
+
+
+def _check_finite(found: Allocations | None) -> None:
+    for name, weights in () if found is None else found.weights.items():
+        if not weights.isfinite().all():
+            raise FloatingPointError(
+                f"the routing weights of layer {name} are no numbers any more: the training has "
+                "diverged · lower the learning rates, give a warm-up, clip gradients, or see "
+                "whether it is the precision · go on from a checkpoint of before with ckpt_path="
+            )
 
 
 def _row_means(weights: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -111,20 +111,24 @@ def log_metrics(
     metrics: Mapping[str, float],
     *,
     moment: Moment,
+    of_parts: Mapping[str, float] | None = None,
 ) -> None:
     """Log scalars at `trainer.global_step`, the number of optimiser steps done.
 
-    During a validation they also become `trainer.callback_metrics`, to be monitored. What is not
-    a number (undefined) is left out.
+    During a validation they also become `trainer.callback_metrics`, to be monitored; but not those
+    `of_parts`, which may be dozens and take most of the time. What is not a number (undefined) is
+    left out.
     """
     known = {key: value for key, value in metrics.items() if math.isfinite(value)}
     if moment in (Moment.VALIDATION, Moment.CHECKPOINT):
         # equal on all ranks already; said again only to satisfy Lightning
+        values = torch.tensor([*known.values()], device=pl_module.device).unbind()  # one copy
         pl_module.log_dict(
-            {key: torch.tensor(value, device=pl_module.device) for key, value in known.items()},
+            dict(zip(known, values, strict=True)),
             logger=False,
             sync_dist=trainer.world_size > 1,
         )
+    known |= {key: value for key, value in (of_parts or {}).items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics(known, step=trainer.global_step)
 

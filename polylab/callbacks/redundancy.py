@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polylab.callbacks.allocations import Allocations, find_poly_model
 from polylab.callbacks.base import AllocationCallback, Moment, Sight, log_metrics
+from polylab.poly.alike import alike, by_shape
 from polylab.poly.model import PolyModel
 from polylab.poly.redundancy import (
     DEAD_BELOW,
@@ -19,6 +20,7 @@ from polylab.poly.redundancy import (
     dead_skills,
     duplicate_skills,
 )
+from polylab.poly.statistics import mean_over_heads
 
 __all__ = ["SkillRedundancy"]
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # rows of a Gram matrix: above it comparing all skills with all takes too much memory
 _MOST_ROWS = 4096
+_MOST_CELLS = 2**24  # of skills that are copied to be compared at once
 _NAMED = 3  # layers in the warning
 
 
@@ -65,12 +68,8 @@ class SkillRedundancy(AllocationCallback):
         model = find_poly_model(pl_module)
         assert model is not None
         is_end = sight.moment is Moment.END
-        dead = {
-            name: own.sum(-1).double().mean().item()
-            for name, own in dead_skills(
-                sight.allocations.open_weights, below=self._dead_below
-            ).items()
-        }
+        found = dead_skills(sight.allocations.open_weights, below=self._dead_below)
+        dead = mean_over_heads(by_shape(lambda own: own.sum(-1).double(), found))
         alike = self._count_duplicates(model, sight.allocations)
         if not is_end or self._logged_step != trainer.global_step:
             metrics = {"routing/dead_skills": _mean(dead)}
@@ -85,7 +84,7 @@ class SkillRedundancy(AllocationCallback):
     def _count_duplicates(self, model: PolyModel, seen: Allocations) -> dict[str, float]:
         """By layer; without layers where they have too many skills, or each is one task's."""
         name = model.active_adapter
-        found: dict[str, Tensor] = {}
+        banks: dict[str, tuple[Tensor, Tensor]] = {}
         for layer_name, layer in model.active_layers().items():
             a, b = layer.poly_lora_A[name], layer.poly_lora_B[name]
             shared = _shared_skills(seen, layer_name)
@@ -93,11 +92,17 @@ class SkillRedundancy(AllocationCallback):
                 a, b = a[:, : len(shared)], b[:, : len(shared)]
             if a.shape[1] * a.shape[3] > _MOST_ROWS or layer.router(name).is_hard:
                 continue
-            found[layer_name] = duplicate_skills(a, b, above=self._duplicate_above).sum(-1)
+            banks[layer_name] = a.detach(), b.detach()
+        found: dict[str, Tensor] = {}
+        for names in alike(banks, _MOST_CELLS):
+            a, b = (torch.stack([banks[n][side] for n in names]) for side in (0, 1))
+            number = duplicate_skills(a, b, above=self._duplicate_above).sum(-1).double().mean(-1)
+            found.update(zip(names, number.unbind(), strict=True))
         if not found:
             return {}
-        means = torch.stack([own.double().mean() for own in found.values()])  # one wait for all
-        return dict(zip(found, means.tolist(), strict=True))
+        device = next(iter(found.values())).device
+        means = torch.stack([found[name].to(device) for name in banks])  # one wait for all
+        return dict(zip(banks, means.tolist(), strict=True))
 
 
 def _mean(layers: Mapping[str, float]) -> float:
@@ -134,7 +139,7 @@ def _warn_duplicates(alike: Mapping[str, float]) -> None:
 
 
 def _where(layers: Mapping[str, float]) -> str:
-    """Such as `1.5 of a head's skills in 7 of 48 layers (most in a, b, c)`."""
+    """Such as `1.5 skills per head in 7 of 48 layers (most in a, b, c: 3.0)`."""
     hit = {name: n for name, n in layers.items() if n > 0}
     most = sorted(hit, key=lambda name: -hit[name])[:_NAMED]
     mean = sum(hit.values()) / len(hit)

@@ -40,6 +40,7 @@ class RoutingStatistics(AllocationCallback):
 
     Args:
         max_layers: At most so many `entropy/LAYER` keys, evenly spaced over the model's layers.
+            Only logged: they are not among `trainer.callback_metrics`.
         still: The warning's bound on `routing/change`; for an input router on the share of
             `log S` that `routing/mutual_information` is.
         warn_after: Steps.
@@ -80,7 +81,8 @@ class RoutingStatistics(AllocationCallback):
         if self._start is None and sight.moment is not Moment.CHECKPOINT:
             self._start = _Start.of(seen, step=step, words=sight.words)
         if sight.moment is not Moment.END or self._logged_step != step:
-            log_metrics(trainer, pl_module, self._metrics(seen), moment=sight.moment)
+            metrics, layers = self._metrics(seen), self._of_layers(seen)
+            log_metrics(trainer, pl_module, metrics, moment=sight.moment, of_parts=layers)
             self._logged_step = step
         is_due = step >= self._warn_after and not self._has_warned
         if sight.moment is Moment.END or (sight.moment is Moment.VALIDATION and is_due):
@@ -98,12 +100,15 @@ class RoutingStatistics(AllocationCallback):
         change = self._change(seen)
         if change is not None:
             metrics["routing/change"] = change
+        return metrics
+
+    def _of_layers(self, seen: Allocations) -> dict[str, float]:
         layers = seen.layer_entropy()
         kept = evenly_spaced([*layers], self._max_layers)
         if len(kept) < len(layers) and not self._has_said:
             self._has_said = True
             log.info("routing/entropy/LAYER is logged for %d of %d layers", len(kept), len(layers))
-        return metrics | {f"routing/entropy/{name}": layers[name] for name in kept}
+        return {f"routing/entropy/{name}": layers[name] for name in kept}
 
     def _change(self, now: Allocations) -> float | None:
         """None where there is nothing to compare: one skill, or other tasks than at the start."""
@@ -146,7 +151,9 @@ class _Start:
     def of(cls, seen: Allocations, *, step: int, words: str) -> _Start:
         cells = max(w.numel() for w in seen.weights.values())
         layers = evenly_spaced([*seen.weights], max(1, _KEPT_CELLS // cells))
-        return cls(step, words, seen.task_ids, {name: seen.weights[name] for name in layers})
+        # copies: a view would bring all that it is a part of into every checkpoint
+        kept = {name: seen.weights[name].clone() for name in layers}
+        return cls(step, words, seen.task_ids, kept)
 
 
 def _may_move(module: LightningModule) -> bool:

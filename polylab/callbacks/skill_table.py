@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -29,6 +31,7 @@ __all__ = ["COLUMNS", "SkillTable", "allocation_rows"]
 log = logging.getLogger(__name__)
 
 COLUMNS = ["layer", "split", "task", "skill", "weight", "gate"]
+_LAYER = "\0"  # where its name comes
 _TYPES = [str, int, str, int, float, float]
 
 
@@ -65,7 +68,7 @@ class SkillTable(AllocationCallback):
         folder = run_folder(trainer, self._folder)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_csv(folder / "skills.csv", allocation_rows(seen, names))
+            _write_csv(folder / "skills.csv", seen, names)
         if has_wandb(trainer):
             self._log(trainer, seen, names)
 
@@ -128,12 +131,40 @@ def allocation_rows(
             yield layer, split, names[task], skill, weight, gate
 
 
-def _write_csv(path: Path, rows: Iterator[tuple[Any, ...]]) -> None:
+def _write_csv(path: Path, seen: Allocations, names: list[str]) -> None:
+    """The rows of `allocation_rows`: of each layer in one operation, since there may be millions.
+
+    Layers of one shape have the same rows but for their name and numbers.
+    """
+    tasks = [_field(name) for name in names]
+    forms: dict[tuple[object, bool], str] = {}
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for *cell, weight, gate in rows:
-            writer.writerow([*cell, f"{weight:.6g}", "" if gate is None else f"{gate:.6g}"])
+        file.write(",".join(COLUMNS) + "\n")
+        for layer, weights in seen.weights.items():
+            gates = seen.gates.get(layer)
+            kind = weights.shape, gates is not None
+            if kind not in forms:
+                forms[kind] = _form(tasks, *weights.shape[1:], has_gates=gates is not None)
+            numbers = [weights] if gates is None else [weights, gates]
+            cells = torch.stack(numbers, dim=-1).flatten().tolist()
+            name = _field(layer).replace("%", "%%")
+            file.write(forms[kind].replace(_LAYER, name) % tuple(cells))
+
+
+def _form(tasks: list[str], n_splits: int, n_skills: int, *, has_gates: bool) -> str:
+    """All rows of a layer, with places for its name and its numbers."""
+    end = "%.6g,%.6g\n" if has_gates else "%.6g,\n"
+    return "".join(
+        f"{_LAYER},{split},{task.replace('%', '%%')},{skill},{end}"
+        for task, split, skill in product(tasks, range(n_splits), range(n_skills))
+    )
+
+
+def _field(value: str) -> str:
+    """As it stands in a CSV file: quoted where it has to be."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([value, ""])
+    return text.getvalue().removesuffix(",\n")
 
 
 @contextmanager

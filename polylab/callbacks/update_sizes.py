@@ -31,11 +31,14 @@ class UpdateSizes(Callback):
     """
 
     def __init__(self) -> None:
+        self._parameters: dict[str, list[Tensor]] = {}
         self._before: dict[str, list[Tensor]] = {}
         self._seen_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before, self._seen_step = {}, None
+        groups = parameter_groups(pl_module)
+        self._parameters = {group: [*groups[group].values()] for group in GROUPS & groups.keys()}
         self._look(trainer, pl_module, Moment.START)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,25 +48,23 @@ class UpdateSizes(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before and self._seen_step != trainer.global_step:
             self._look(trainer, pl_module, Moment.END)
-        self._before = {}
+        self._before, self._parameters = {}, {}
 
     @torch.no_grad()
     def _look(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         self._seen_step = trainer.global_step
         found: dict[str, Tensor] = {}
-        groups = parameter_groups(pl_module)
-        for group in GROUPS & groups.keys():
-            now = [p.detach() for p in groups[group].values()]
+        for group, parameters in self._parameters.items():
+            now = [p.detach() for p in parameters]
             norm = found[f"norm/{group}"] = get_total_norm(now)
             before = self._before.get(group)
             if before is None:
                 self._before[group] = [p.clone() for p in now]
                 continue
             larger = torch.maximum(norm, get_total_norm(before))
-            moved = get_total_norm([p - old for p, old in zip(now, before, strict=True)])
+            moved = get_total_norm(torch._foreach_sub(now, before))  # pyright: ignore[reportPrivateImportUsage]
             found[f"update/{group}"] = moved / larger.clamp_min(torch.finfo(larger.dtype).tiny)
-            for old, p in zip(before, now, strict=True):
-                old.copy_(p)
+            torch._foreach_copy_(before, now)  # pyright: ignore[reportPrivateImportUsage]
         if found:
             values = torch.stack([*found.values()]).tolist()  # one wait for all
             log_metrics(trainer, pl_module, dict(zip(found, values, strict=True)), moment=moment)

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "callbacks.gradients.max_tasks": ("must be at least 2", lambda value: value >= 2),
     "callbacks.recovery.n_permutations": _NOT_NEGATIVE,
     "callbacks.figures.every_n_validations": _NOT_NEGATIVE,
+    "callbacks.figures.max_share": _SHARE,
     "callbacks.use.examples_per_task": _NOT_NEGATIVE,
     "callbacks.use.max_examples": _NOT_NEGATIVE,
     "callbacks.use.margin": _SHARE,

@@ -1,6 +1,7 @@
 """Files of a run's folder: written whole or not at all, in folders that no other run shares."""
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -25,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, in one step; NaN becomes null.
+    """Write `value` to `path` as indented JSON, in one step; what is not finite becomes null.
 
     Raises:
         TypeError: If `value` holds what JSON does not know.
@@ -50,7 +51,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from polylab.config.ddp import is_child
-from polylab.config.errors import cause_line
+from polylab.config.errors import ConfigError, cause_line
 from polylab.config.files import read_json, write_json
 from polylab.config.launch import job_folder, sweep_folder
 from polylab.config.progress import progress_line, read_plan
@@ -28,6 +28,7 @@ from polylab.config.results import (
     given_overrides,
     job_lock,
     read_metrics,
+    settings_digest,
 )
 
 Task = Callable[[DictConfig], Any]
@@ -39,6 +40,9 @@ def recorded(task: Task) -> Task:
     """Make `task` record what comes of it in a sweep; a completed job is not run again.
 
     The record is `JOB/.hydra/result.json`, from which the sweep's `results.csv` is gathered.
+
+    Raises:
+        ConfigError: If the folder holds a job of the same overrides with another configuration.
     """
 
     @wraps(task)  # launchers find it by the name of the task
@@ -57,7 +61,7 @@ def recorded(task: Task) -> Task:
 
 def _run(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
     file, result = folder / ".hydra" / RESULT, _new_result(cfg, sweep)
-    before = _completed(file, result)
+    before = _earlier(file, result, folder=folder)
     if before is not None:
         print(f"job {before['job']} is done already · {folder}", flush=True)
         return before["value"]
@@ -84,16 +88,33 @@ def _join(task: Task, cfg: DictConfig, *, folder: Path, sweep: Path) -> Any:
 
     That one cannot complete the job alone, so what is completed here is what it skips as well.
     """
-    before = _completed(folder / ".hydra" / RESULT, _new_result(cfg, sweep))
+    before = _earlier(folder / ".hydra" / RESULT, _new_result(cfg, sweep), folder=folder)
     return task(cfg) if before is None else before["value"]
 
 
-def _completed(file: Path, result: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the record of this same job in `file`, if it is completed."""
+def _earlier(file: Path, result: dict[str, Any], *, folder: Path) -> dict[str, Any] | None:
+    """Return the record of this same job in `file`, if it is completed.
+
+    Raises:
+        ConfigError: If the folder holds a job of the same overrides with another configuration.
+    """
     before = read_json(file) if file.is_file() else None
-    if before and before["status"] == "completed" and before["overrides"] == result["overrides"]:
-        return before
-    return None
+    if before is None:
+        return None
+    _check_same(before, result, folder)
+    is_same = before["overrides"] == result["overrides"]
+    return before if before["status"] == "completed" and is_same else None
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    is_left = before["status"] == "completed" or _last_checkpoint(folder).is_file()
+    is_same = before["overrides"] == now["overrides"]
+    if is_left and is_same and before["settings"] != now["settings"]:
+        raise ConfigError(
+            f"{folder}: its configuration is not that of its earlier attempt, though its overrides "
+            "are: a recipe or a default has changed · remove the folder, or give another "
+            "hydra.sweep.dir"
+        )
 
 
 def _new_result(cfg: DictConfig, sweep: Path) -> dict[str, Any]:
@@ -102,6 +123,7 @@ def _new_result(cfg: DictConfig, sweep: Path) -> dict[str, Any]:
         "job": plan["first"] + int(hydra.job.num),
         "status": "running",
         "overrides": as_mapping(given_overrides(hydra)),
+        "settings": settings_digest(cfg),
         "seed": cfg.get("seed"),
         "metrics": {},
         "value": None,
@@ -118,7 +140,7 @@ def _held(folder: Path) -> Iterator[None]:
     """Hold the job's lock; wait where a job that outlived its sweep is still at work."""
     lock = job_lock(folder)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # others hold it for an instant, to see whether the job lives
     except Timeout:
         print(f"{folder}: another process is at this job · waiting for its end", flush=True)
         lock.acquire(poll_interval=1)
@@ -132,7 +154,7 @@ def pick_up(cfg: DictConfig, folder: Path) -> None:
     """Let a job that was cut off go on from its `last.ckpt`, or start anew where it left none."""
     if sweep_folder() is None or cfg.ckpt_path is not None:
         return
-    last, is_lead = folder / "checkpoints" / "last.ckpt", not is_child()
+    last, is_lead = _last_checkpoint(folder), not is_child()
     if last.is_file():  # every rank that SLURM started has to go on from there
         cfg.ckpt_path = str(last)
         if is_lead:
@@ -140,3 +162,7 @@ def pick_up(cfg: DictConfig, folder: Path) -> None:
     elif is_lead:
         for name in _APPENDED:
             (folder / name).unlink(missing_ok=True)
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"

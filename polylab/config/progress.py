@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polylab.config.files import read_json
+from polylab.config.paths import path_override
 from polylab.config.results import TABLE
 
 PLAN = "sweep.json"
@@ -67,7 +68,8 @@ def end_lines(results: Results, plan: dict[str, Any], *, sweep: Path) -> Iterato
     if len(bad) > 5:
         yield f"  ... and {len(bad) - 5} more"
     if known > sum(is_over(r, plan) and r["status"] == "completed" for r in results):
-        yield f"  run the rest with the same command and hydra.sweep.dir={place}"
+        given = path_override("hydra.sweep.dir", place)
+        yield f"  run the rest with the same command and {given}"
     best = best_setting(results, is_loss=plan["metric"].endswith("loss"))
     if best is not None:
         overrides, value, n = best

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def given_overrides(hydra: DictConfig | HydraConf) -> list[str]:
     return [str(override) for override in overrides]
 
 
+def settings_digest(cfg: DictConfig) -> str:
+    """Return what changes with any setting but Hydra's own, references unresolved."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=False)
+    settings.pop("hydra", None)
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def as_mapping(overrides: Sequence[str]) -> dict[str, str]:
     """Return `{"adapter.n_skills": "4"}` from `adapter.n_skills=4`, deletions left out."""
     return dict(o.lstrip("+").split("=", 1) for o in overrides if "=" in o)
@@ -61,12 +70,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `{"test/exact_match": ...}`: the macro metrics and plain numbers, no single tasks."""
+    """Return `{"test/exact_match": ...}`: the macro metrics and plain values.
+
+    No single tasks and categories: there may be a thousand.
+    """
     if "mean_of_medians" in metrics:  # of an adaptation
         return {prefix.replace("metrics", "test"): metrics["mean_of_medians"]}
     flat: dict[str, Any] = {}
     for key, value in metrics.items():
-        if key in ("tasks", "intervals"):
+        if key in ("tasks", "categories", "task_categories", "neighbours", "intervals"):
             continue
         name = prefix if key == "macro" else f"{prefix}/{key}" if prefix else key
         if isinstance(value, dict):
@@ -87,14 +99,19 @@ def _last_logged(path: Path) -> dict[str, float]:
     return found
 
 
+def result_files(sweep: Path) -> list[Path]:
+    """Return the records of the jobs under `sweep`."""
+    # two levels: a folder's name may be made of overrides, with a slash
+    return [*sweep.glob(f"*/.hydra/{RESULT}"), *sweep.glob(f"*/*/.hydra/{RESULT}")]
+
+
 def read_results(sweep: Path) -> list[dict[str, Any]]:
     """Return what the jobs under `sweep` have written, in job order, each with its `folder`.
 
     A job whose process died without a word has the status `killed`.
     """
     results = []
-    files = [*sweep.glob(f"*/.hydra/{RESULT}"), *sweep.glob(f"*/*/.hydra/{RESULT}")]
-    for file in files:  # two levels: a folder's name may be made of overrides, with a slash
+    for file in result_files(sweep):
         folder = file.parent.parent
         result = read_json(file) | {"folder": folder.relative_to(sweep).as_posix()}
         if result["status"] == "running" and not _is_running(folder):

@@ -65,7 +65,7 @@ def _settle(storage: str, study_name: str, results: Results) -> None:
     study = optuna.load_study(study_name=study_name, storage=storage)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         given = {key.lstrip("+"): str(value) for key, value in trial.params.items()}.items()
-        for result in results:
+        for result in reversed(results):  # the sampler may have suggested the same before
             if given <= result["overrides"].items():
                 value = result["value"]
                 if result["status"] == "completed" and value is not None:

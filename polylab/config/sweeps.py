@@ -19,10 +19,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.environment import commit_of
-from polylab.config.errors import ConfigError, explain
+from polylab.config.errors import ConfigError, explain, user_mistakes
 from polylab.config.files import write_json
 from polylab.config.progress import PLAN, bad_jobs, end_lines, is_over, progress_line, read_plan
-from polylab.config.results import RESULT, collect, given_overrides, read_results
+from polylab.config.results import (
+    collect,
+    given_overrides,
+    read_results,
+    result_files,
+    settings_digest,
+)
 from polylab.config.studies import check_search_space, continue_study, is_study
 
 
@@ -66,22 +72,15 @@ class OpenSweep:
     """A sweep that this process leads; its plan lies in `SWEEP/sweep.json` for all jobs to read.
 
     Raises:
-        ConfigError: If the folder holds another sweep, another process leads this one, or it is a
-            study that has nothing to choose.
+        ConfigError: If the folder holds another sweep, cannot be written to or locked, another
+            process leads this one, or it is a study that has nothing to choose.
     """
 
     def __init__(self, config: DictConfig) -> None:
         if is_study(config):
             check_search_space(config, _parse_overrides(config))
         self.folder = Path(str(config.hydra.sweep.dir)).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".sweep.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"hydra.sweep.dir={self.folder}: another process runs this sweep · wait for its end"
-            ) from None
+        self._lock = _lead(self.folder)
         try:
             self.plan = _plan(config, self.folder)
         except BaseException:
@@ -117,13 +116,33 @@ class OpenSweep:
                 return
 
 
+def _lead(folder: Path) -> FileLock:
+    """The lock of the sweep's folder, held."""
+    given = f"hydra.sweep.dir={folder}"
+    lock = FileLock(folder / ".sweep.lock")
+    try:
+        with user_mistakes(given):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except NotImplementedError:  # what filelock raises on some network disks
+        raise ConfigError(
+            f"{given}: its disk has no file locks (flock), which keep jobs apart · give a folder "
+            "on another disk"
+        ) from None
+    except ConfigError as error:
+        if not isinstance(error.__cause__, Timeout):
+            raise
+        raise ConfigError(f"{given}: another process runs this sweep · wait for its end") from None
+    return lock
+
+
 def _plan(config: DictConfig, folder: Path) -> dict[str, Any]:
     plan = {**_identity(config), "first": 0, "retries": not is_study(config)}
     if (folder / PLAN).is_file():
         _check_same(read_plan(folder), plan, folder)
         if is_study(config):
             plan["first"] = continue_study(config, read_results(folder))
-    elif any(folder.glob(f"*/.hydra/{RESULT}")):
+    elif result_files(folder):
         raise ConfigError(f"hydra.sweep.dir={folder} holds jobs without {PLAN} · give another one")
     plan |= {
         "jobs": _count_jobs(config, done=_n_done(folder) if plan["first"] else 0),
@@ -142,6 +161,7 @@ def _identity(config: DictConfig) -> dict[str, Any]:
         "overrides": given_overrides(config.hydra),
         "sweeper": str(config.hydra.sweeper._target_),
         "params": OmegaConf.to_container(params, resolve=True) if params else {},
+        "settings": settings_digest(config),  # those that the jobs have in common
     }
 
 
@@ -152,6 +172,12 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
                 f"hydra.sweep.dir={folder} holds another sweep, with {key} {_words(old[key])}, not "
                 f"{_words(new[key])} · give the same, in the same order, or another folder"
             )
+    if old["settings"] != new["settings"]:
+        raise ConfigError(
+            f"hydra.sweep.dir={folder} holds another sweep: its overrides are these, its "
+            "configuration was another one, so a recipe or a default has changed · give another "
+            "folder"
+        )
 
 
 def _words(value: Any) -> str:

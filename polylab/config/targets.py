@@ -33,6 +33,13 @@ def build(node: DictConfig, *, key: str, parts: Mapping[str, Any] | None = None)
         return instantiate(node, _partial_=True, _convert_="all")(**given)
 
 
+def plain_container(node: DictConfig) -> dict[str, Any]:
+    """Return the resolved values of a node as plain containers."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def check_targets(node: Any, *, key: str) -> None:
     """Compare every `_target_` under `node` with its signature, and report all errors at once.
 

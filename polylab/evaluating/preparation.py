@@ -15,7 +15,8 @@ from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.targets import build
 from polylab.evaluating.identity import adapter_digest, config_digest, examples_digest
 from polylab.evaluating.scores import Asked
-from polylab.parts import ReadTasks, build_data, build_optim, build_trainer
+from polylab.parts import ReadTasks, build_data, build_optim
+from polylab.trainers import build_trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,8 @@ class Evaluation:
     @cached_property
     def asked(self) -> list[Asked]:
         """What is known of the batches before they are answered."""
-        return [Asked.of(batch) for batch in self.loader]
+        ranks = self.module.ranks_options
+        return [Asked.of(batch, ranks=ranks) for batch in self.loader]
 
     @property
     def result(self) -> dict[str, Any]:

@@ -29,10 +29,10 @@ class Asked(NamedTuple):
     has_options: bool
 
     @staticmethod
-    def of(batch: Mapping[str, Any]) -> Asked:
-        """From an evaluation batch of the data module."""
+    def of(batch: Mapping[str, Any], *, ranks: bool) -> Asked:
+        """From an evaluation batch of the data module; `ranks` says whether options are scored."""
         ids, rows = batch["task_ids"].tolist(), batch["rows"].tolist()
-        return Asked(ids, rows, batch["references"], "ranked" in batch)
+        return Asked(ids, rows, batch["references"], ranks and "ranked" in batch)
 
 
 @dataclass(frozen=True)

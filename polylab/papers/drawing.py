@@ -48,7 +48,7 @@ def draw(name: str, folder: Path, *, metric: str) -> Figure:
 def changes(folder: Path, metric: str) -> Figure:
     """Change of every task against the run with one shared skill and the same seed."""
     jobs = read_jobs(folder)
-    shared = {job.seed: job for job in jobs if job.config("adapter.poly_type") == "shared"}
+    shared = _baselines(jobs)
     others = [job for job in jobs if job not in shared.values()]
     if not shared or not others:
         missing = "other job" if shared else "shared baseline"
@@ -88,6 +88,20 @@ def changes(folder: Path, metric: str) -> Figure:
             " · ".join(means),
         ],
     )
+
+
+def _baselines(jobs: list[Job]) -> dict[str, Job]:
+    """The run with one shared skill of each seed."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        if job.config("adapter.poly_type") == "shared":
+            other = found.setdefault(job.seed, job)
+            if other is not job:
+                raise ConfigError(
+                    f"figure=changes: with seed {job.seed} there are two shared baselines, "
+                    f"{other.setting} and {job.setting} · sweep so that each seed has one"
+                )
+    return found
 
 
 def parameters(folder: Path, metric: str) -> Figure:
@@ -181,7 +195,8 @@ def _layer_entropy(job: Job) -> pd.Series:
     path = job.folder / "skills.csv"
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file · train with callbacks.table")
-    table = pd.read_csv(path, usecols=["layer", "split", "task", "skill", "weight"])
+    columns = ["layer", "split", "task", "skill", "weight"]
+    table = pd.read_csv(path, usecols=columns, keep_default_na=False)  # a task may be called NA
     table["part"] = -table["weight"] * np.log(table["weight"].clip(lower=1e-30))
     by_row = table.groupby(["layer", "split", "task"], sort=False)["part"].sum()
     return (by_row / np.log(table["skill"].nunique())).groupby("layer", sort=False).mean()

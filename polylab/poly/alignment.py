@@ -44,7 +44,7 @@ def align_skills(
     columns = _unit_columns(weights)  # n s t
     sample = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), N_COMPARED)).astype(int))
     reference = columns[sample[_best_of(columns[sample])]]
-    perms = torch.stack([_match(reference @ unit.T) for unit in columns])
+    perms = torch.stack([_match(scores) for scores in reference @ columns.transpose(0, 2, 1)])
     sizes = [w.shape[1] for w in weights.values()]
     return dict(zip(weights, perms.split(sizes), strict=True))
 
@@ -116,10 +116,12 @@ def _best_of(columns: np.ndarray) -> int:
     """Index of the unit whose matched correlation with all others is largest."""
     totals = np.zeros(len(columns))
     for i, one in enumerate(columns):
-        for j in range(i):
-            scores = one @ columns[j].T
-            matched = scores[linear_sum_assignment(scores, maximize=True)].sum()
-            totals[[i, j]] += matched
+        scores = one @ columns[:i].transpose(0, 2, 1)
+        pairs = [linear_sum_assignment(own, maximize=True)[1] for own in scores]
+        if pairs:
+            matched = np.take_along_axis(scores, np.array(pairs)[..., None], axis=2).sum((1, 2))
+            totals[:i] += matched
+            totals[i] += matched.sum()
     return int(np.argmax(np.round(totals, 9)))  # rounding: the first wins a tie up to noise
 
 

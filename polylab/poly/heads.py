@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from polylab.poly.alignment import check_layers
+from polylab.poly.alike import by_shape
 
 __all__ = [
     "density_by_head",
@@ -38,7 +40,7 @@ def entropy_by_head(weights: Layers) -> Heads:
     Raises:
         ValueError: If there is no layer, or the layers differ in their rows or skills.
     """
-    return _each(weights, lambda w: normalised_entropy(w).mean(0))
+    return _each(weights, lambda w: normalised_entropy(w).mean(1))
 
 
 def z_entropy_by_head(gates: Layers) -> Heads:
@@ -47,18 +49,24 @@ def z_entropy_by_head(gates: Layers) -> Heads:
     Raises:
         ValueError: As `entropy_by_head`, or if a gate is outside 0 to 1.
     """
-    for name, z in gates.items():
-        low, high = float(z.min()), float(z.max())
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"gates of layer '{name}' lie in {low:.3g} to {high:.3g}; they must lie in 0 to 1. "
-                "Give sigmoid(logits), not logits."
-            )
 
     def bits(z: Tensor) -> Tensor:
-        return (torch.special.entr(z) + torch.special.entr(1 - z)).mean((0, 2)) / math.log(2)
+        if not ((z >= 0) & (z <= 1)).all():
+            _refuse_logits(gates)
+        return (torch.special.entr(z) + torch.special.entr(1 - z)).mean((1, 3)) / math.log(2)
 
     return _each(gates, bits)
+
+
+def _refuse_logits(gates: Layers) -> NoReturn:
+    bounds = {name: (float(z.min()), float(z.max())) for name, z in gates.items()}
+    name, (low, high) = next(
+        (name, (low, high)) for name, (low, high) in bounds.items() if not 0 <= low <= high <= 1
+    )
+    raise ValueError(
+        f"gates of layer '{name}' lie in {low:.3g} to {high:.3g}; they must lie in 0 to 1. "
+        "Give sigmoid(logits), not logits."
+    )
 
 
 def density_by_head(gates: Layers) -> Heads:
@@ -67,7 +75,7 @@ def density_by_head(gates: Layers) -> Heads:
     Raises:
         ValueError: As `entropy_by_head`.
     """
-    return _each(gates, lambda z: (z > 0.5).double().mean((0, 2)))
+    return _each(gates, lambda z: (z > 0.5).double().mean((1, 3)))
 
 
 def usage_by_head(gates: Layers) -> dict[str, Float[Tensor, "splits skills"]]:
@@ -76,18 +84,22 @@ def usage_by_head(gates: Layers) -> dict[str, Float[Tensor, "splits skills"]]:
     Raises:
         ValueError: As `entropy_by_head`.
     """
-    usage = _each(gates, lambda z: z.sum(0))
-    return {name: u / u.sum(-1, keepdim=True).clamp_min(1e-300) for name, u in usage.items()}
+
+    def shares(z: Tensor) -> Tensor:
+        total = z.sum(1)
+        return total / total.sum(-1, keepdim=True).clamp_min(1e-300)
+
+    return _each(gates, shares)
 
 
 def usage_entropy_by_head(usage: Mapping[str, Float[Tensor, "splits skills"]]) -> Heads:
     """`H(p) / log S` of `usage_by_head`: 1 = all skills used alike, 0 = one does everything."""
-    return {name: normalised_entropy(p) for name, p in usage.items()}
+    return by_shape(normalised_entropy, usage)
 
 
 def effective_skills_by_head(usage: Mapping[str, Float[Tensor, "splits skills"]]) -> Heads:
     """`exp(H(p))` of `usage_by_head`, from 1 to S: the number of skills that are really used."""
-    return {name: nats(p).exp() for name, p in usage.items()}
+    return by_shape(lambda p: nats(p).exp(), usage)
 
 
 def information_by_head(weights: Layers) -> Heads:
@@ -96,7 +108,7 @@ def information_by_head(weights: Layers) -> Heads:
     Raises:
         ValueError: As `entropy_by_head`.
     """
-    return _each(weights, lambda w: nats(w.mean(0)) - nats(w).mean(0))
+    return _each(weights, lambda w: nats(w.mean(1)) - nats(w).mean(1))
 
 
 def nats(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes"]:
@@ -111,10 +123,6 @@ def normalised_entropy(p: Float[Tensor, "*axes skills"]) -> Float[Tensor, "*axes
 
 
 def _each(layers: Layers, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """`of` each layer in double precision; layers that share a router's tensor share the work."""
+    """`of` stacks of layers in double precision, on the CPU."""
     check_layers(layers.items())
-    made: dict[int, Tensor] = {}
-    for layer in layers.values():
-        if id(layer) not in made:
-            made[id(layer)] = of(layer.detach().double().cpu())
-    return {name: made[id(layer)] for name, layer in layers.items()}
+    return by_shape(lambda stack: of(stack.detach().cpu().double()), layers)

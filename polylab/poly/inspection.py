@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from polylab.poly.layers import PolyLayer
+from polylab.poly.routers import Router
 from polylab.poly.routing import Routing, entered
 from polylab.poly.structure import batch_shape, parameter_names
 from polylab.poly.weighing import mix_uniform
@@ -53,20 +54,16 @@ def task_weights(
         ValueError: If the adapter is routed by the input.
     """
     made: dict[int, Tensor] = {}  # by router: layers may share one
-    weights = {}
-    for name, layer in layers.items():
-        router = layer.router(adapter_name)
-        if router.reads is not None:
+    for ids, routers in _router_groups(layers, adapter_name):
+        if routers[0].reads is not None:
             raise ValueError(
                 "this adapter is routed by the input: a task has no weights of its own. Use "
                 "mixing_weights with examples of the task."
             )
-        if id(router) not in made:
-            ids = _all_tasks(layer, adapter_name)
-            plain = router(ids, sample=False)
-            made[id(router)] = mix_uniform(plain, router, ids=ids, share=uniform_share)
-        weights[name] = made[id(router)]
-    return weights
+        plain = type(routers[0]).evaluate(routers, ids, sample=False)
+        mixed = mix_uniform(plain, routers[0], ids=ids, share=uniform_share)
+        made.update(zip(map(id, routers), mixed.unbind(), strict=True))
+    return {name: made[id(layer.router(adapter_name))] for name, layer in layers.items()}
 
 
 @torch.no_grad()
@@ -74,11 +71,13 @@ def task_gates(
     layers: Mapping[str, PolyLayer], adapter_name: str
 ) -> dict[str, Float[Tensor, "tasks splits skills"]]:
     """`sigmoid(Z)` of every task; empty where the router has no gates."""
-    gates = {
-        name: layer.router(adapter_name).gates(_all_tasks(layer, adapter_name))
-        for name, layer in layers.items()
-    }
-    return {name: z for name, z in gates.items() if z is not None}
+    made: dict[int, Tensor] = {}
+    for ids, routers in _router_groups(layers, adapter_name):
+        gates = type(routers[0]).all_gates(routers, ids)
+        if gates is not None:
+            made.update(zip(map(id, routers), gates.unbind(), strict=True))
+    routers = {name: id(layer.router(adapter_name)) for name, layer in layers.items()}
+    return {name: made[router] for name, router in routers.items() if router in made}
 
 
 @torch.no_grad()
@@ -100,6 +99,20 @@ def task_choices(
         if len(is_usable.sum(-1).unique()) == 1:
             choices[name] = is_usable.nonzero()[:, 1].unflatten(0, (len(ids), -1))
     return choices
+
+
+def _router_groups(
+    layers: Mapping[str, PolyLayer], adapter_name: str
+) -> Iterator[tuple[Tensor, list[Router]]]:
+    """Routers of one kind, size and device, each once, and the ids of all their tasks."""
+    groups: dict[object, tuple[PolyLayer, dict[int, Router]]] = {}
+    for layer in layers.values():
+        router, device = layer.router(adapter_name), layer.poly_lora_A[adapter_name].device
+        size = layer.n_tasks[adapter_name], router.n_splits, router.n_skills
+        kind = type(router), size, device
+        groups.setdefault(kind, (layer, {}))[1].setdefault(id(router), router)
+    for layer, routers in groups.values():
+        yield _all_tasks(layer, adapter_name), [*routers.values()]
 
 
 def _all_tasks(layer: PolyLayer, adapter_name: str) -> Tensor:

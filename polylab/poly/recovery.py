@@ -9,7 +9,8 @@ every score comes with a baseline: the same procedure on `M` with its tasks perm
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor
 
+from polylab.poly.alike import by_shape
+from polylab.poly.matching import Truths, paired_auroc, unit_columns
 from polylab.poly.statistics import aligned_mean, task_similarity
 
 __all__ = ["match_to_truth", "recovery", "unidentifiable_skills"]
@@ -60,7 +63,7 @@ def recovery(
         ValueError: If the tasks differ in number, `names` does not fit, or no column of `M` varies.
     """
     names = _check(weights, truth, names)
-    m = truth.cpu().numpy()
+    m = truth.cpu().numpy().astype(bool)
     rng = np.random.default_rng(seed)
     orders = np.stack(
         [np.arange(len(m)), *(rng.permutation(len(m)) for _ in range(n_permutations))]
@@ -68,10 +71,10 @@ def recovery(
     columns = _distinct_columns(truth).T[
         orders
     ]  # permutations tasks true_skills, the true one first
-    true = _True(columns, _unit(columns))
-    by_layer = np.stack([_mean_over_heads(w, true) for w in weights.values()])  # layers perms
+    truths = Truths.of(columns)
+    by_layer = _by_layer(weights, truths)
     scores = {
-        "aligned": _auroc(_map_of(aligned_mean(weights)[0]), true),
+        "aligned": paired_auroc(_map_of(aligned_mean(weights)[0])[None], truths)[0],
         "mean": by_layer.mean(0),
         "best": by_layer.max(0),
         "similarity": _similarities(weights, m, orders),
@@ -112,7 +115,7 @@ def match_to_truth(
 
     Of equal columns of `truth` each gets a skill of its own while there are enough.
     """
-    scores = _unit(_map_of(mean)).T @ _unit(truth.double().cpu().numpy())
+    scores = unit_columns(_map_of(mean)).T @ unit_columns(truth.double().cpu().numpy())
     rows, cols = linear_sum_assignment(scores, maximize=True)
     found = dict(zip(cols.tolist(), rows.tolist(), strict=True))
     return [found.get(k) for k in range(truth.shape[1])]
@@ -122,64 +125,23 @@ def _map_of(w: Float[Tensor, "tasks skills"]) -> np.ndarray:
     return w.detach().double().cpu().numpy()
 
 
-class _True(NamedTuple):
-    """Many true matrices, `[n, tasks, true_skills]`, and their columns centred and of length 1."""
+def _by_layer(weights: _Weights, truths: Truths) -> np.ndarray:
+    """`[layers, n]`: means over the heads."""
 
-    columns: np.ndarray
-    unit: np.ndarray
+    def of(stack: Tensor) -> Tensor:
+        maps = stack.transpose(1, 2).flatten(0, 1).double().cpu().numpy()  # heads tasks skills
+        scores = paired_auroc(maps, truths).reshape(stack.shape[0], stack.shape[2], -1)
+        return torch.from_numpy(scores.mean(1))
 
-
-def _mean_over_heads(w: Tensor, true: _True) -> np.ndarray:
-    return np.mean([_auroc(_map_of(head), true) for head in w.unbind(1)], axis=0)
-
-
-def _auroc(w: np.ndarray, true: _True) -> np.ndarray:
-    """Of one map `[tasks, skills]`, for each of many true matrices `[n, tasks, true_skills]`.
-
-    What is ranked depends on which skills are paired, not on with what: the same few sets come back
-    for most matrices, and are ranked once.
-    """
-    columns = true.columns
-    scores = _unit(w).T @ true.unit
-    partners = np.stack([_pair(one) for one in scores])  # n true_skills, -1 = none
-    used = np.zeros((len(partners), w.shape[1] + 1), dtype=bool)
-    np.put_along_axis(used, partners, True, axis=1)  # -1: the last place
-    sets, which = np.unique(used[:, :-1], axis=0, return_inverse=True)
-    ranks = np.stack([_ranks(w, own, columns.shape[2]) for own in sets])  # sets tasks skills+1
-    taken = np.take_along_axis(ranks[which.ravel()], partners[:, None, :], axis=2)
-    p = columns.sum((1, 2))
-    negative = columns[0].size - p
-    return ((taken * columns).sum((1, 2)) - p * (p + 1) / 2) / (p * negative)
-
-
-def _pair(scores: np.ndarray) -> np.ndarray:
-    """The skill of each true one by the largest sum of `scores`; -1 where there are too few."""
-    rows, cols = linear_sum_assignment(scores, maximize=True)
-    partners = np.full(scores.shape[1], -1)
-    partners[cols] = rows
-    return partners
-
-
-def _ranks(w: np.ndarray, used: np.ndarray, n_true: int) -> np.ndarray:
-    """Of the cells of the `used` skills, and last that of cells which are 1 / S, in one ranking."""
-    n_tasks, n_skills = w.shape
-    paired = np.full((n_tasks, n_true), 1 / n_skills)
-    n_used = int(used.sum())
-    paired[:, :n_used] = w[:, used]
-    ranks = rankdata(paired).reshape(paired.shape)
-    found = np.zeros((n_tasks, n_skills + 1))
-    found[:, :-1][:, used] = ranks[:, :n_used]
-    found[:, -1] = ranks[:, -1]  # all of these cells tie
-    return found
+    layers = {name: w.detach() for name, w in weights.items()}
+    return torch.stack([*by_shape(of, layers).values()]).numpy()
 
 
 def _similarities(weights: _Weights, m: np.ndarray, orders: np.ndarray) -> np.ndarray:
     """Spearman correlations; to permute the tasks of `M` permutes the ranks of its similarity."""
     pairs = np.triu_indices(len(m), k=1)
     learned = rankdata(task_similarity(weights).numpy().round(9)[pairs])
-    true = np.zeros((len(m), len(m)))
-    true[pairs] = rankdata(_truth_similarity(m)[pairs])
-    true += true.T
+    true = _true_ranks(m.tobytes(), m.shape)
     if np.ptp(learned) == 0 or np.ptp(true[pairs]) == 0:
         return np.full(len(orders), np.nan)
     x, centre = learned - learned.mean(), true[pairs].mean()
@@ -187,16 +149,18 @@ def _similarities(weights: _Weights, m: np.ndarray, orders: np.ndarray) -> np.nd
     return np.array([x @ (true[np.ix_(order, order)][pairs] - centre) for order in orders]) / length
 
 
-def _truth_similarity(m: np.ndarray) -> np.ndarray:
+@lru_cache(maxsize=1)  # a training asks for the same again and again
+def _true_ranks(cells: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """`[tasks, tasks]`: ranks of the pairs of tasks by the similarity of their true skills."""
+    m = np.frombuffer(cells, dtype=bool).reshape(shape)
     rows = m / np.maximum(m.sum(1, keepdims=True), 1)
-    return task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
-
-
-def _unit(columns: np.ndarray) -> np.ndarray:
-    """Products of such columns are correlations over the tasks; 0 where one is constant."""
-    centred = columns - columns.mean(-2, keepdims=True)
-    length = np.linalg.norm(centred, axis=-2, keepdims=True)
-    return np.where(length > 1e-12, centred / np.maximum(length, 1e-12), 0.0)
+    alike = task_similarity({"truth": torch.from_numpy(rows)[:, None]}).numpy().round(9)
+    pairs = np.triu_indices(len(m), k=1)
+    ranks = np.zeros(alike.shape)
+    ranks[pairs] = rankdata(alike[pairs])
+    ranks += ranks.T
+    ranks.flags.writeable = False
+    return ranks
 
 
 def _distinct_columns(truth: Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from polylab.poly.alignment import check_layers
+from polylab.poly.alike import by_shape
 
 __all__ = ["DEAD_BELOW", "DUPLICATE_ABOVE", "dead_skills", "duplicate_skills", "update_cosines"]
 
@@ -35,16 +36,16 @@ def dead_skills(
         ValueError: If there is no layer, or the layers differ in their tasks or skills.
     """
     check_layers(weights.items())
-    return {name: w.amax(0) * w.shape[-1] < below for name, w in weights.items()}
+    return by_shape(lambda w: w.amax(1) * w.shape[-1] < below, weights)
 
 
 @torch.no_grad()
 def duplicate_skills(
-    a: Float[Tensor, "splits skills d_in r"],
-    b: Float[Tensor, "splits skills r d_out"],
+    a: Float[Tensor, "*layers splits skills d_in r"],
+    b: Float[Tensor, "*layers splits skills r d_out"],
     *,
     above: float = DUPLICATE_ABOVE,
-) -> Bool[Tensor, "splits skills"]:
+) -> Bool[Tensor, "*layers splits skills"]:
     """Skills whose update `A_s B_s` has a cosine over `above` with that of an earlier skill.
 
     So of each group of look-alikes the first is none, and the number is that of the skills one
@@ -60,20 +61,21 @@ def duplicate_skills(
 
 @torch.no_grad()
 def update_cosines(
-    a: Float[Tensor, "splits skills d_in r"], b: Float[Tensor, "splits skills r d_out"]
-) -> Float[Tensor, "splits skills skills"]:
+    a: Float[Tensor, "*layers splits skills d_in r"],
+    b: Float[Tensor, "*layers splits skills r d_out"],
+) -> Float[Tensor, "*layers splits skills skills"]:
     """Cosines of the updates `A_s B_s` of the skills of each head; 0 where one is zero.
 
     `<A_s B_s, A_u B_u> = sum_ij (A_s^T A_u)_ij (B_s B_u^T)_ij`: two Gram matrices of `skills * r`
     rows, so that no `d_in x d_out` matrix is ever made.
     """
-    splits, skills, _, rank = a.shape
+    skills, rank = a.shape[-3], a.shape[-1]
     dtype = torch.promote_types(a.dtype, torch.float32)
-    rows_a = a.detach().to(dtype).transpose(2, 3).reshape(splits, skills * rank, -1)
-    rows_b = b.detach().to(dtype).reshape(splits, skills * rank, -1)
+    rows_a = a.detach().to(dtype).transpose(-2, -1).flatten(-3, -2)
+    rows_b = b.detach().to(dtype).flatten(-3, -2)
     both = (rows_a @ rows_a.mT) * (rows_b @ rows_b.mT)
-    inner = both.unflatten(-1, (skills, rank)).unflatten(1, (skills, rank)).sum((2, 4))
+    inner = both.unflatten(-1, (skills, rank)).unflatten(-3, (skills, rank)).sum((-3, -1))
     length = inner.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     is_zero = length <= length.amax(-1, keepdim=True) * 1e-6
     scale = torch.where(is_zero, torch.zeros_like(length), 1 / length)
-    return inner * scale[:, :, None] * scale[:, None, :]
+    return inner * scale[..., :, None] * scale[..., None, :]

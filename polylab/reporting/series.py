@@ -17,7 +17,7 @@ POINTS = 400  # of a curve
 ALL_POINTS = 160_000  # of a page
 SERIES = 400  # curves of a run's page
 SWEEP_SERIES, SWEEP_POINTS = 24, 100  # of each run of a sweep's page
-LAYERS = 64  # curves of a statistic of the routing
+LAYERS, LOOKS = 64, 100  # curves of a statistic of the routing, and their points
 STATISTICS = ("entropy", "discreteness", "density", "usage_entropy", "effective_skills")
 # of single tasks and layers: the first to go where there are too many
 _DETAIL = re.compile(r"^(train|val|test)/.+/[^/]+$|^routing/[^/]+/.+$")
@@ -61,6 +61,9 @@ def _logged(folder: Folder) -> dict[str, Points]:
             if name == "step" or isinstance(value, bool | str) or number(value) is None:
                 continue
             steps, values = found.setdefault(name, ([], []))
+            while steps and steps[-1] > step:  # a killed run was beyond what it went on from
+                steps.pop()
+                values.pop()
             steps.append(step)
             values.append(float(value))
     return found
@@ -84,13 +87,13 @@ def routing_by_layer(folder: Folder) -> dict[str, Any] | None:
         folder.note(f"routing.csv has no column {', '.join(sorted(gone))}, and is left out")
         return None
     kept = [row for row in rows if row["split"] == "" and number(row["step"]) is not None]
-    steps = sorted({float(row["step"]) for row in kept})
+    looks = sorted({float(row["step"]) for row in kept})
     layers = sorted({row["layer"] for row in kept}, key=_order([row["layer"] for row in kept]))
     chosen = [layers[i] for i in evenly(len(layers), LAYERS)]
-    steps = [steps[i] for i in evenly(len(steps), SWEEP_POINTS)]
+    steps = [looks[i] for i in evenly(len(looks), LOOKS)]
     words = [
         f"This page holds {len(some)} of {len(every)} {what}, evenly spaced."
-        for some, every, what in ((chosen, layers, "layers"),)
+        for some, every, what in ((chosen, layers, "layers"), (steps, looks, "looks"))
         if len(some) < len(every)
     ]
     present = [name for name in STATISTICS if name in columns]

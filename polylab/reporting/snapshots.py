@@ -128,7 +128,10 @@ def _pivot(frame: Any) -> Snapshot:
     for layer, part in _by_layer(frame):
         shape = (len(tasks), int(part["split"].max()) + 1, int(part["skill"].max()) + 1)
         if len(part) != np.prod(shape):
-            raise ValueError(f"layer {layer} has {len(part)} cells, and {shape} makes them more")
+            raise ValueError(
+                f"layer {layer} has {len(part)} cells; {shape[0]} tasks x {shape[1]} heads x "
+                f"{shape[2]} skills make {np.prod(shape)}"
+            )
         # the file's rows are tasks, heads, skills from the outside in
         weights[layer] = torch.tensor(part["weight"].to_numpy(np.float32)).view(shape)
         if part["gate"].notna().all():

@@ -34,7 +34,7 @@ def sweep_contents(
     runs = [_run(folder, row) for row in rows]
     present = [run for run in runs if run.path.is_dir()]
     if len(present) < len(runs):
-        gone = [run.path.name for run in runs if not run.path.is_dir()]
+        gone = [_name(folder, run) for run in runs if not run.path.is_dir()]
         folder.note(f"{len(gone)} of {len(runs)} job folders are not there: {_some(gone)}")
     contents = {
         "kind": "sweep",
@@ -50,13 +50,18 @@ def sweep_contents(
     }
     for run in present:
         for line in run.notes:
-            folder.note(f"{run.path.name}/{line}")
+            folder.note(f"{_name(folder, run)}/{line}")
     return contents
 
 
 def _run(folder: Folder, row: Mapping[str, str]) -> Folder:
-    # a folder's name, never a way out of the sweep's folder
-    return Folder(folder.path / (Path(row["folder"]).name or "-"))
+    place = Path(row["folder"])
+    is_inside = bool(place.parts) and not place.is_absolute() and ".." not in place.parts
+    return Folder(folder.path / (place if is_inside else "-"))
+
+
+def _name(folder: Folder, run: Folder) -> str:
+    return run.path.relative_to(folder.path).as_posix()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -153,6 +158,6 @@ def _differences(
         values = [None if not node else str(node.get(key)) for node in nodes]
         if len({value for value in values if value is not None}) <= 1:
             same.append([key, known[0].get(key)])
-        elif not key.startswith(skip or ("\0",)):
+        elif not key.startswith(skip):
             differ.append([key, values])
     return {"differ": differ, "same": same}

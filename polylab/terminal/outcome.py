@@ -1,12 +1,12 @@
 """What a finished run says: the scores of every task, one line of all, and where to look next."""
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from polylab.config.files import read_json
+from polylab.config.paths import path_override
 from polylab.config.tracking import offline_run
 from polylab.terminal.rows import WIDTH, Row, format_rows, wrap
 from polylab.terminal.table import number, task_table
@@ -44,7 +44,7 @@ def stopped_line(folder: Path, *, steps: int) -> str:
     last = folder / "checkpoints" / "last.ckpt"
     text = f"stopped by a signal after {steps:,} step{'' if steps == 1 else 's'}"
     if last.is_file():
-        return f"{text} · go on with ckpt_path={last}"
+        return f"{text} · go on with {path_override('ckpt_path', last)}"
     return f"{text}, before the first checkpoint · callbacks.checkpoint.every_n_steps saves earlier"
 
 
@@ -62,24 +62,17 @@ def summary_line(metrics: Mapping[str, Any]) -> str:
 
 
 def _next(folder: Path, *, commands: bool) -> Iterator[Row]:
+    given = path_override("run", folder)
     yield "folder", str(folder)
     yield "all scores", shlex.quote(str(folder / "metrics.json"))
     if (folder / "figures").is_dir():
         yield "figures", shlex.quote(str(folder / "figures"))
     if commands:
-        yield "report", f"python -m polylab.report {run_override(folder)}"
+        yield "report", f"python -m polylab.report {given}"
     if commands and (folder / "adapter").is_dir():
-        yield "evaluate", f"python -m polylab.evaluate {run_override(folder)}"
+        yield "evaluate", f"python -m polylab.evaluate {given}"
     if (run := offline_run(folder)) is not None:
         yield "upload", f"wandb sync {shlex.quote(str(run))}"
-
-
-def run_override(folder: Path) -> str:
-    """Return `run=FOLDER`, quoted for the shell and for Hydra where its characters need it."""
-    text = str(folder)
-    if not re.fullmatch(r"[\w./:@%+-]+", text):
-        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return shlex.quote(f"run={text}")
 
 
 def _reported(metrics: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,14 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.errors import Error
 from wandb.sdk.lib.module import unset_globals
-from wandb.sdk.mailbox.mailbox_handle import HandleAbandonedError
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 __all__ = ["PatientWandbLogger", "finish", "staged_in"]
 
 log = logging.getLogger(__name__)
 
 # the server, the network, the disk, and W&B's own process that was killed
-_LOST = (Error, OSError, HandleAbandonedError)
+_LOST = (Error, OSError, HandleAbandonedError, MailboxClosedError)
 
 
 class PatientWandbLogger(WandbLogger):
@@ -146,7 +147,8 @@ def finish(logger: WandbLogger, *, exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
     except TimeoutError:
         log.warning(
-            "W&B took too long to take all data · upload the rest with: wandb sync %s", folder
+            "W&B took too long to take all data · upload the rest with: wandb sync %s",
+            "" if folder is None else shlex.quote(str(folder)),
         )
     except _LOST as error:
         if isinstance(logger, PatientWandbLogger):

@@ -92,6 +92,11 @@ class EvaluatedModule(LightningModule):
             **self._generation,
         )
 
+    @property
+    def ranks_options(self) -> bool:
+        """Whether the options of examples are scored, where they have some."""
+        return self._rank_options is not None
+
     def option_scores(
         self, batch: dict[str, Any], *, encoded: Tensor | None = None
     ) -> list[Choices]:

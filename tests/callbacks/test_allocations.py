@@ -1,5 +1,8 @@
 """Where allocations come from: above all, what inputs were routed to."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -21,6 +24,14 @@ class TestAllocationSource:
 
     def test_is_shared_by_all_callbacks_of_a_model(self, routed):
         assert AllocationSource.of(routed) is AllocationSource.of(routed)
+
+    def test_a_model_is_not_kept_alive(self, build):
+        module = build()
+        AllocationSource.of(find_poly_model(module))
+        kept = weakref.ref(find_poly_model(module))
+        del module
+        gc.collect()
+        assert kept() is None
 
     def test_means_per_task_and_statistics_over_examples(self, routed):
         source, batches = AllocationSource(routed), TinyData(n_batches=3).batches()

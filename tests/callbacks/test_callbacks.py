@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 
 from polylab.callbacks import (
@@ -14,13 +14,14 @@ from polylab.callbacks import (
     SkillFigures,
     SkillTable,
     Throughput,
+    budget,
 )
 from polylab.callbacks.allocations import AllocationSource
 from polylab.callbacks.figures import draw_allocation
 from polylab.callbacks.spacing import evenly_spaced
 from polylab.poly import statistics as st
 from polylab.poly.recovery import recovery
-from tests.callbacks.tiny import SKILLS, TRUTH, TinyData
+from tests.callbacks.tiny import SKILLS, TRUTH, Clock, TinyData
 
 
 def everything(folder):
@@ -73,6 +74,21 @@ class TestWhereTheyRun:
         fit(build(n_tasks=1), data, everything(tmp_path))
         assert (tmp_path / "figures" / "allocation.png").exists()
         assert not (tmp_path / "figures" / "task_hierarchy.png").exists()
+
+    @pytest.mark.parametrize("poly_type", ["poly", "mope"])
+    def test_a_routing_of_no_numbers_ends_the_training(self, build, fit, tmp_path, poly_type):
+        module = build(poly_type=poly_type)
+
+        class Diverges(Callback):
+            def on_train_batch_end(self, *_args):
+                for name, parameter in module.named_parameters():
+                    if "poly_router" in name:
+                        parameter.data.fill_(float("nan"))
+
+        words = r"routing weights of layer \S*SelfAttention.q are no numbers any more"
+        with pytest.raises(FloatingPointError, match=words):
+            fit(module, TinyData(), [Diverges(), *everything(tmp_path)])
+        assert not (tmp_path / "skills.csv").exists()
 
     def test_decoder_only_input_routing_reads_prompts(self, build, fit, memory, tmp_path):
         data = TinyData(decoder_only=True)
@@ -235,6 +251,16 @@ class TestRecovery:
             Recovery(n_permutations=-2)
 
 
+class Waiting(Callback):
+    """Every training step takes so many seconds."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def on_train_batch_end(self, *_):
+        self.clock.wait(self.seconds)
+
+
 class TestSkillFigures:
     @pytest.mark.parametrize(
         ("arguments", "steps"),
@@ -245,25 +271,42 @@ class TestSkillFigures:
         ],
     )
     def test_are_drawn_when_asked_for(self, build, fit, tmp_path, arguments, steps):
-        fit(build(), TinyData(), [SkillFigures(tmp_path, **arguments)])
+        fit(build(), TinyData(), [SkillFigures(tmp_path, max_share=None, **arguments)])
         found = sorted(f.name for f in (tmp_path / "figures").glob("allocation-step*.png"))
         assert found == [f"allocation-step{step:06d}.png" for step in steps]
 
     def test_the_last_ones_have_a_vector_version(self, build, fit, tmp_path):
-        fit(build(), TinyData(), [SkillFigures(tmp_path)])
+        fit(build(), TinyData(), [SkillFigures(tmp_path, max_share=None)])
         files = {f.name for f in (tmp_path / "figures").iterdir()}
-        every = ["allocation", "by_layer", "task_hierarchy", "task_similarity"]
-        assert {f"{name}.pdf" for name in [*every, "change", "layers"]} == {
+        every = ["allocation", "by_layer", "task_hierarchy"]
+        last = ["task_similarity", "change", "layers"]
+        assert {f"{name}.pdf" for name in [*every, *last]} == {
             f for f in files if f.endswith("pdf")
         }
         steps = {
             name: sorted(int(f[-10:-4]) for f in files if f.startswith(f"{name}-step"))
-            for name in [*every, "change", "layers"]
+            for name in [*every, *last]
         }
-        assert steps == {name: [0, 2, 4, 5] for name in every} | {
-            "change": [2, 4, 5],
-            "layers": [5],
-        }
+        assert steps == {name: [0, 2, 4, 5] for name in every} | {name: [5] for name in last}
+
+    @pytest.mark.parametrize(("max_share", "drawn"), [(0.0, [0, 5]), (0.5, [0, 4, 5])])
+    def test_looks_within_the_training_keep_to_their_share_of_its_time(
+        self, build, fit, tmp_path, monkeypatch, caplog, max_share, drawn
+    ):
+        # 10 s to the first look, 10 s more to the second; a drawing takes 6 s
+        clock = Clock()
+        monkeypatch.setattr(budget, "time", clock)
+        figures = SkillFigures(tmp_path, max_share=max_share)
+        look = figures._look
+        monkeypatch.setattr(figures, "_look", lambda *a, **k: (clock.wait(6.0), look(*a, **k)))
+        with caplog.at_level(logging.INFO, "polylab"):
+            fit(build(), TinyData(), [Waiting(clock, 5.0), figures])
+        found = sorted(f.name for f in (tmp_path / "figures").glob("allocation-step*.png"))
+        assert found == [f"allocation-step{step:06d}.png" for step in drawn]
+        said = (
+            f"leaves out looks within the training: one takes 6.0 s, and all may take {max_share:g}"
+        )
+        assert caplog.text.count(said) == 1
 
     def test_a_validation_in_the_last_step_is_drawn_once(self, build, fit, tmp_path):
         fit(build(), TinyData(), [SkillFigures(tmp_path)], max_steps=4)
@@ -298,11 +341,13 @@ class TestSkillFigures:
     def test_an_input_router_changes_since_its_first_look(self, build, fit, tmp_path):
         fit(build(poly_type="mope"), TinyData(), [SkillFigures(tmp_path)])
         steps = sorted(f.name for f in (tmp_path / "figures").glob("change-*"))
-        assert steps == ["change-step000004.png", "change-step000005.png"]
+        assert steps == ["change-step000005.png"]
 
     def test_refuses(self):
         with pytest.raises(ValueError, match="every_n_validations=-1"):
             SkillFigures(every_n_validations=-1)
+        with pytest.raises(ValueError, match=r"max_share=1\.5 must lie in 0 to 1"):
+            SkillFigures(max_share=1.5)
 
 
 @pytest.mark.parametrize("rows", [0, 200_001])

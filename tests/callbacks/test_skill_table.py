@@ -32,7 +32,7 @@ def test_rows_run_through_layers_tasks_heads_and_skills():
 
 def test_the_file_has_six_digits_and_empty_cells(tmp_path):
     seen = Allocations(WEIGHTS, {}, [0, 1, 2])
-    _write_csv(tmp_path / "skills.csv", allocation_rows(seen, NAMES))
+    _write_csv(tmp_path / "skills.csv", seen, NAMES)
     lines = (tmp_path / "skills.csv").read_bytes().decode().split("\n")
     assert lines[0] == "layer,split,task,skill,weight,gate"
     assert lines[4] == "encoder.q,1,copy,1,0,"
@@ -42,6 +42,23 @@ def test_the_file_has_six_digits_and_empty_cells(tmp_path):
         rows = [*csv.reader(file)]
     assert rows[0] == COLUMNS
     assert {row[2] for row in rows[1:]} == {*NAMES}
+
+
+@pytest.mark.parametrize("gated", [(), ("encoder.q",), ("encoder.q", 'l"%s", 2')])
+def test_the_file_is_what_a_writer_of_rows_makes(tmp_path, gated):
+    draw = torch.Generator().manual_seed(5)
+    scale = 10.0 ** torch.arange(-9, 0)  # also such numbers as 1.2e-09
+    layers = {name: torch.rand(4, 2, 9, generator=draw) * scale for name in ("encoder.q", "x")}
+    layers['l"%s", 2'] = torch.rand(4, 3, 9, generator=draw)
+    names = ["copy", 'say "a", 100%d', " two\nlines", ""]
+    seen = Allocations(layers, {name: 2 * layers[name] for name in gated}, [0, 1, 2, 3])
+    _write_csv(tmp_path / "skills.csv", seen, names)
+    with (tmp_path / "slow.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for *cell, weight, gate in allocation_rows(seen, names):
+            writer.writerow([*cell, f"{weight:.6g}", "" if gate is None else f"{gate:.6g}"])
+    assert (tmp_path / "skills.csv").read_bytes() == (tmp_path / "slow.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

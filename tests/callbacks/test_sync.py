@@ -69,7 +69,7 @@ for _hook in WITHIN_A_STEP:
 def test_no_sync_in_a_training_step(build, fit, tmp_path):
     kept = [
         Throughput(), RoutingStatistics(), SkillRedundancy(), UpdateSizes(), AllocationHistory(),
-        Recovery(n_permutations=3), SkillFigures(tmp_path), SkillTable(tmp_path),
+        Recovery(n_permutations=3), SkillFigures(tmp_path, max_share=None), SkillTable(tmp_path),
         GradientAlignment(every_n_validations=1),
     ]  # fmt: skip
     first, last = Guard(opens=True), Guard(opens=False)

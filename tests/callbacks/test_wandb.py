@@ -24,7 +24,7 @@ def callbacks(tmp_path):
     return [
         RoutingStatistics(),
         Recovery(n_permutations=5),
-        SkillFigures(tmp_path),
+        SkillFigures(tmp_path, max_share=None),
         SkillTable(tmp_path),
         Throughput(),
     ]
@@ -105,7 +105,13 @@ def test_a_run_without_a_validation_logs_its_end(
 
 
 def test_the_figures_of_a_last_validation_are_logged_once(build, fit, offline_wandb, tmp_path):
-    fit(build(), TinyData(), [SkillFigures(tmp_path)], logger=offline_wandb, max_steps=4)
+    fit(
+        build(),
+        TinyData(),
+        [SkillFigures(tmp_path, max_share=None)],
+        logger=offline_wandb,
+        max_steps=4,
+    )
     wandb.finish()
     run = read_run(tmp_path)
     assert [step for step, _ in run.series("skills/allocation")] == [0, 2, 4]

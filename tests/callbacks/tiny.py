@@ -84,6 +84,19 @@ class TinyData(LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
+class Clock:
+    """Stands still, but for what is waited."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
 class Memory(Logger):
     """Keeps what is logged."""
 

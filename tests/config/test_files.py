@@ -36,9 +36,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_json_has_no_nan(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": math.nan, "b": (1, 2.5), 3: "ü"})
-    assert read_json(tmp_path / "x.json") == {"a": None, "b": [1, 2.5], "3": "ü"}
+def test_json_has_no_nan_and_no_infinity(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": (1, 2.5, -math.inf), 3: "ü"})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": [1, 2.5, None], "3": "ü"}
     assert "ü" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 

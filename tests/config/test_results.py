@@ -11,10 +11,12 @@ from polylab.config.results import as_mapping, collect, flat_metrics, read_metri
 
 METRICS = {
     "val": {"loss": 2.0, "macro": {"exact_match": 0.5}, "tasks": {"copy": {"exact_match": 0.5}}},
-    "test": {"loss": 3.0, "macro": {"exact_match": 0.25}, "intervals": {"level": 0.95}},
+    "test": {"loss": 3.0, "macro": {"exact_match": 0.25}, "intervals": {"level": 0.95},
+             "categories": {"sums": {"exact_match": 0.25}}},
     "recovery": {"aligned": 0.75, "unidentifiable": ["a"]},
     "checkpoint": "best",
-}
+    "task_categories": {"copy": ["sums"]},
+}  # fmt: skip
 
 
 def test_metrics_are_flat_and_without_single_tasks() -> None:

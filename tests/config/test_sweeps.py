@@ -5,6 +5,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -125,6 +127,29 @@ def test_a_killed_sweep_goes_on(run: Run, here: Run, tmp_path: Path) -> None:
     assert "best val/score: 2.15 (mean of 2 seeds) · x=2" in done.out
 
 
+def test_jobs_of_another_configuration_are_not_taken(here: Run, tmp_path: Path) -> None:
+    """A file that the command names has changed: what its job was is not what it would be."""
+    files = [tmp_path / "conf" / name for name in ("kind/a.yaml", "kind/b.yaml", "all/c.yaml")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("setting: 1\n")
+    given = ("--config-dir", f"{tmp_path}/conf", "-m", "+kind=a,b", "+all=c")
+    given += ("hydra.sweep.dir=sweep",)
+    assert here(*given).code == 0
+    files[1].write_text("setting: 2\n")
+    before = (tmp_path / "sweep" / "results.csv").read_bytes()
+    done = here(*given)
+    assert done.code == 1
+    assert "job 0 is done already" in done.out
+    assert f"{tmp_path}/sweep/1: its configuration is not that of its earlier attempt" in done.err
+    assert (tmp_path / "sweep" / "results.csv").read_bytes() == before
+    assert len(_calls(tmp_path)) == 2
+    # what is the same for all jobs is known before the first one
+    files[2].write_text("setting: 2\n")
+    assert "holds another sweep: its overrides are these" in here(*given).err
+    assert len(_calls(tmp_path)) == 2
+
+
 def test_another_sweep_is_refused(here: Run, tmp_path: Path) -> None:
     assert here("-m", "x=1,2").code == 0
     before = (tmp_path / "sweep" / "results.csv").read_bytes()
@@ -145,6 +170,50 @@ def test_one_process_leads_a_sweep(here: Run, tmp_path: Path) -> None:
         done = here("-m", "x=1,2", "hydra.sweep.dir=sweep")
     assert done.code == 1
     assert f"hydra.sweep.dir={tmp_path}/sweep: another process runs this sweep" in done.err
+
+
+def test_a_disk_without_locks_takes_no_sweep(
+    here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    done = here("-m", "x=1,2", "hydra.sweep.dir=sweep")
+    assert done.code == 1
+    assert done.err == (
+        f"hydra.sweep.dir={tmp_path}/sweep: its disk has no file locks (flock), which keep jobs "
+        "apart · give a folder on another disk\n"
+    )
+    (tmp_path / "file").touch()
+    done = here("-m", "x=1,2", "hydra.sweep.dir=file/sweep")
+    assert done.err.startswith(f"hydra.sweep.dir={tmp_path}/file/sweep: ")
+    assert "Not a directory" in done.err
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_look_at_a_lock_is_not_taken_for_a_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever gathers the table holds the locks of jobs for an instant."""
+    from polylab.config.jobs import _held
+
+    held = threading.Event()
+
+    def look() -> None:
+        with job_lock(tmp_path):
+            held.set()
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=look)
+    (tmp_path / ".hydra").mkdir()
+    thread.start()
+    held.wait()
+    with _held(tmp_path):
+        assert capsys.readouterr().out == ""
+    thread.join()
 
 
 def test_single_runs_are_left_alone(here: Run, tmp_path: Path) -> None:
@@ -223,7 +292,8 @@ def test_a_value_that_the_study_did_not_hear_of(tmp_path: Path) -> None:
     ]
     sweeper = {"storage": storage, "study_name": "a", "n_trials": 7, "sampler": {"seed": 5}}
     config = OmegaConf.create({"hydra": {"sweep": {"dir": "S"}, "sweeper": sweeper}})
-    assert continue_study(config, results) == 2
+    again = {"job": -1, "status": "killed", "value": None, "overrides": {"x": str(params[0]["x"])}}
+    assert continue_study(config, [again, *results]) == 2
     assert (config.hydra.sweeper.n_trials, config.hydra.sweeper.sampler.seed) == (6, 7)
     study = optuna.load_study(study_name="a", storage=storage)
     states = [(trial.state.name, trial.value) for trial in study.trials]

@@ -1,12 +1,15 @@
 """Scores of the same examples under several routings: means, paired intervals, what is said."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from polylab.evaluating.findings import Verdict, judge, verdict
+from polylab.evaluating.preparation import Evaluation
 from polylab.evaluating.scores import LOSS, Asked, Effects, Estimate, Scores, effects, metric_names
 from polylab.evaluating.study import Allocation, Study, dropped_skills
 from polylab.training.intervals import bootstrap_intervals, resampled_sums
@@ -107,6 +110,16 @@ def test_answers_are_scored_in_the_order_of_the_rows():
     losses = [Answers(a.losses, a.tokens, [], []) for a in answers]
     found = Scores.of(asked, {"learned": losses.__getitem__}, metrics={}, names=["p", "q"])
     assert found.sums[0].tolist() == [[2, 1, 1]]
+
+
+@pytest.mark.parametrize("ranks", [True, False])
+def test_options_that_are_not_ranked_are_no_metric(ranks):
+    """`module.rank_options=null`: the batches have the options all the same."""
+    ids = torch.tensor([0, 1])
+    batch = {"task_ids": ids, "rows": ids, "references": [["x"], ["y"]], "ranked": {}}
+    module = SimpleNamespace(ranks_options=ranks)
+    asked = Evaluation(module, None, [batch], "test", OmegaConf.create()).asked
+    assert metric_names(asked, ["m"]) == [LOSS, "m", *(["rank_accuracy"] if ranks else [])]
 
 
 def _study(routings, *, change, learned=(1.0, 0.8), metric="m", **more):

@@ -100,6 +100,10 @@ def test_a_change_is_against_the_baseline_of_the_same_seed(
     [
         ([("poly", 4, 0, (1, 1, 1))], "no shared baseline among the 1 completed jobs"),
         (BASELINE, "no other job among the 2 completed jobs"),
+        (
+            [*BASELINE, ("shared", 2, 1, (1, 1, 1))],
+            "with seed 1 there are two shared baselines, adapter.n_skills=1 and adapter.n_skills=2",
+        ),
         ([*BASELINE, ("poly", 4, 2, (1, 1, 1))], "the shared baseline has seed 0, 1 only"),
         ([*BASELINE, *[("poly", n, 0, (1, 1, 1)) for n in range(2, 11)]], "9 settings beside"),
     ],
@@ -143,6 +147,19 @@ def test_entropy_of_every_layer(sweep: Sweep, drawn: dict[str, Any]) -> None:
     np.testing.assert_allclose(values, [[0, 0], [1, 1]], atol=1e-12)  # one-hot, then uniform
     words = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"0.q", "1.q"} <= words or {"enc.0.q", "enc.1.q"} <= words or {"0", "1"} <= words
+
+
+def test_a_task_of_any_name_counts(sweep: Sweep, drawn: dict[str, Any]) -> None:
+    folder = sweep(*[("poly", *job) for job in BY_SKILLS])
+    for i in range(len(BY_SKILLS)):
+        table = folder / str(i) / "skills.csv"
+        lines = [line for line in table.read_text().splitlines() if ",c," not in line]
+        even = 1 / BY_SKILLS[i][0]
+        lines += [f"{LAYERS[0]},0,NA,{k},{even}," for k in range(BY_SKILLS[i][0])]
+        table.write_text("\n".join(lines) + "\n")
+    draw("layers", folder, metric="exact_match")
+    (values, _, _), _ = drawn["map_panel"]
+    np.testing.assert_allclose(values[0], [1 / 3, 1 / 3])  # one of a, b and NA is uniform
 
 
 def test_a_sweep_over_more_than_skills_and_seeds(sweep: Sweep) -> None:

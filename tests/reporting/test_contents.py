@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from polylab.poly.alignment import align_skills, aligned_mean, apply_alignment
-from polylab.reporting import allocation, build_page, page_contents
+from polylab.reporting import allocation, build_page, page_contents, series
 from polylab.reporting.packing import evenly, pack
 from tests.reporting.fabricate import (
     allocations,
@@ -106,6 +106,31 @@ def test_a_run_without_allocations_shows_its_table_and_says_so(
     assert (found["looks"][0]["step"], found["gated"]) == (None, False)
 
 
+def test_looks_at_the_layers_are_thinned_and_said(
+    run: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(series, "LOOKS", 2)
+    found = page_contents(run[0])["routing"]
+    assert found["steps"] == [0, 100]
+    assert found["words"] == ["This page holds 2 of 3 looks, evenly spaced."]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("q,0,a,0,1,\nq,0,a,1,0,\nq,0,b,0,1,\n",
+         "layer q has 3 cells; 2 tasks x 1 heads x 2 skills make 4"),
+        ("q,0,a,0,nan,\n", "layer q has a weight that is no number"),
+        ("", "it has no rows"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_not_whole_is_left_out(tmp_path: Path, rows: str, why: str) -> None:
+    (tmp_path / "skills.csv").write_text(f"layer,split,task,skill,weight,gate\n{rows}")
+    contents = page_contents(tmp_path)
+    assert contents["allocation"] is None
+    assert contents["notes"] == [f"skills.csv cannot be read, and is left out: {why}"]
+
+
 def test_tasks_of_a_long_chain_are_ordered(tmp_path: Path) -> None:
     # each task joins all before it: as deep a tree as there can be
     n = 1500
@@ -191,6 +216,17 @@ def test_torn_lines_are_left_out(run: tuple[Path, dict[str, Any]]) -> None:
     assert contents["routing"]["layers"][0] == ""
 
 
+def test_steps_that_were_run_twice_count_once(run: tuple[Path, dict[str, Any]]) -> None:
+    """A run that was killed went on from a checkpoint that lay behind its last line."""
+    with (run[0] / "history.jsonl").open("a") as file:
+        file.write('{"step": 75, "train/loss": 0.25}\n{"step": 85, "train/loss": 0.125}\n')
+    contents = page_contents(run[0])
+    series = {name: (steps, values) for name, steps, values in contents["history"]["series"]}
+    assert series["train/loss"][0] == [10, 20, 30, 40, 50, 60, 70, 75, 85]
+    assert series["train/loss"][1][-2:] == [0.25, 0.125]
+    assert series["val/loss"][0] == [50, 100]
+
+
 def test_weights_beyond_one_are_refused(run: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"values lie in 0 to 1\.5; they must lie in 0 to 1"):
         pack(np.array([0, 1.5]), bits=8)
@@ -258,6 +294,19 @@ def test_skills_of_runs_are_matched(tmp_path: Path) -> None:
     (group,) = [one for one in page_contents(tmp_path)["maps"]["groups"] if one["skills"] == 3]
     assert group["runs"]["0"] == group["runs"]["2"]
     assert group["agreement"] == 1
+
+
+def test_a_job_whose_name_has_a_slash_is_read(tmp_path: Path) -> None:
+    """Hydra makes such names of overrides."""
+    write_sweep(tmp_path, jobs=1, tasks=names(3))
+    (tmp_path / "data=a").mkdir()
+    shutil.move(tmp_path / "000", tmp_path / "data=a" / "b")
+    table = (tmp_path / "results.csv").read_text().replace(",000,", ",data=a/b,")
+    (tmp_path / "results.csv").write_text(table)
+    contents = page_contents(tmp_path)
+    assert [sorted(one["runs"]) for one in contents["maps"]["groups"]] == [["0"]]
+    assert contents["curves"][0]
+    assert contents["notes"] == []
 
 
 def test_a_job_outside_the_sweep_is_not_read(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from polylab.terminal.outcome import run_override, say_outcome, split_results, summary_line
+from polylab.config.paths import path_override
+from polylab.terminal.outcome import say_outcome, split_results, summary_line
 
 METRICS = {
     "test": {
@@ -61,7 +62,7 @@ def test_scores_then_where_to_look_next(folder: Path, capsys: pytest.CaptureFixt
     "path", ["/a b", "/a=b,c", '/it\'s "so"', "/é/[x]", "/runs/x_1-2:3", "/a\\"]
 )
 def test_a_folder_of_any_name_can_be_given_back(path: str) -> None:
-    (override,) = shlex.split(run_override(Path(path)))
+    (override,) = shlex.split(path_override("run", Path(path)))
     assert _as_hydra_reads(override) == path
 
 

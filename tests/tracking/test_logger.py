@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import wandb
+from wandb.sdk.mailbox import MailboxClosedError
 
 from polylab.tracked import finished_logger
 from polylab.tracking import PatientWandbLogger
@@ -142,6 +143,19 @@ def test_a_folder_that_takes_no_files_ends_the_tracking_alone(
     (record,) = _ours(caplog)
     assert record.message.startswith("W&B stopped (")
     assert logger.is_lost
+
+
+def test_a_service_that_was_gone_before_the_end_ends_no_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def closed(**_: Any) -> None:
+        raise MailboxClosedError("closed")
+
+    monkeypatch.setattr(wandb, "finish", closed)
+    with finished_logger(make(), folder=tmp_path):
+        pass
+    (record,) = _ours(caplog)
+    assert record.message.startswith("W&B stopped (closed)")
 
 
 def test_an_error_passes_and_marks_the_run(make: Make, tmp_path: Path) -> None:

@@ -43,12 +43,13 @@ def test_a_signal_ends_a_run_in_order(
 
 
 def test_how_to_go_on(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "a b"
     assert stopped_line(tmp_path, steps=1) == (
         "stopped by a signal after 1 step, before the first checkpoint · "
         "callbacks.checkpoint.every_n_steps saves earlier"
     )
     last = tmp_path / "checkpoints" / "last.ckpt"
-    last.parent.mkdir()
+    last.parent.mkdir(parents=True)
     last.touch()
-    line = f"stopped by a signal after 1,200 steps · go on with ckpt_path={last}"
+    line = f"stopped by a signal after 1,200 steps · go on with 'ckpt_path=\"{last}\"'"
     assert stopped_line(tmp_path, steps=1200) == line

@@ -104,6 +104,15 @@ class Router(nn.Module, ABC):
         """`z = sigmoid(logits)` where the weights are normalised gates of a task, else None."""
         return None
 
+    @classmethod
+    def all_gates(
+        cls, routers: Sequence[Router], task_ids: Ids
+    ) -> Float[Tensor, "routers *batch splits skills"] | None:
+        """`gates` of several routers of this class and one size; None where one has none."""
+        found = [router.gates(task_ids) for router in routers]
+        known = [gates for gates in found if gates is not None]
+        return torch.stack(known) if len(known) == len(found) else None
+
     def uniform(
         self,
         task_ids: Ids | None,  # noqa: ARG002

@@ -105,6 +105,17 @@ class TaskRouter(Router):
         """`sigmoid(Z)` of the given tasks."""
         return self._spread(torch.sigmoid(self._logits([self], task_ids)), task_ids)[0]
 
+    @classmethod
+    def all_gates(
+        cls, routers: Sequence[Router], task_ids: Ids
+    ) -> Float[Tensor, "routers *batch splits skills"] | None:
+        """See `Router.all_gates`: in one operation, unless a subclass has gates of its own."""
+        if cls.gates is not TaskRouter.gates:
+            return super().all_gates(routers, task_ids)
+        first = routers[0]
+        assert isinstance(first, TaskRouter)
+        return first._spread(torch.sigmoid(first._logits(routers, task_ids)), task_ids)
+
     def copy_from(self, old: Router) -> None:
         """Old rows keep their logits; new skills are shut for old tasks, whose weights stay."""
         assert isinstance(old, TaskRouter)

@@ -1,0 +1,95 @@
+"""Lightning's trainer of a run, from its configuration.
+
+Only what reads the configuration is imported here; torch and the rest follow once it is valid.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from polylab.config.errors import ConfigError, user_mistakes
+from polylab.config.targets import check_arguments, plain_container
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
+
+__all__ = ["build_trainer", "keep_history", "lightning_node", "quiet_libraries"]
+
+
+def build_trainer(
+    cfg: DictConfig, *, callbacks: "list[Callback]", logger: "Logger | None", folder: Path
+) -> "Trainer":
+    """Build Lightning's trainer, which keeps all its files in the run's folder."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    from polylab.training import AtomicCheckpointIO
+
+    node = lightning_node(cfg.trainer)
+    _avoid_broken_kernels()
+    arguments = plain_container(node)
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
+    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
+    arguments["val_check_interval"] = _validation_interval(cfg.trainer)
+    # Lightning would add a checkpoint callback with file names of its own
+    arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
+    if arguments["enable_progress_bar"] is False:
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    elif arguments["enable_progress_bar"] is None:  # Lightning would add a bar of its own
+        arguments["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
+    try:
+        with user_mistakes("trainer"):
+            check_arguments(Trainer, node, key="trainer")
+            return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def keep_history(trainer: "Trainer", folder: Path) -> None:
+    """Let what is logged also be written down in the run's folder, whatever the tracker."""
+    from polylab.training import HistoryLogger
+
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.loggers = [*trainer.loggers, HistoryLogger(folder)]
+
+
+def _avoid_broken_kernels() -> None:
+    """Leave out an attention kernel whose gradients are NaN.
+
+    cuDNN's, which torch 2.11 to 2.13 prefer on H100 and H200, with a mask: pytorch issue 196678.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def lightning_node(trainer: DictConfig) -> DictConfig:
+    """Return the keys of `trainer` that are Lightning's: all but `compile`."""
+    return OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key != "compile"])
+
+
+def _validation_interval(trainer: DictConfig) -> Any:
+    """Return `val_check_interval`, in batches, lowered so that the shortest run validates once."""
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    if isinstance(interval, int) and steps > 0:
+        return min(interval, steps * trainer.accumulate_grad_batches)
+    return interval
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to the run: no tips, no lists of devices, no bar for loading weights."""
+    # Lightning 2.6 calls what torch 2.13 deprecates, in every loop
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # the CSV logger writes into the run's folder, which is never empty
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+    import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
