@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from polylab.config.errors import ConfigError
+from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.files import read_json
 
 __all__ = ["Job", "read_adaptations", "read_jobs"]
@@ -62,9 +62,10 @@ class Job:
         """The score of every task that has this metric, of the test.
 
         Raises:
-            ConfigError: If no task has it.
+            ConfigError: If no task has it, or the run's `metrics.json` is missing or damaged.
         """
-        tasks = read_json(self.folder / "metrics.json").get("test", {}).get("tasks", {})
+        with user_mistakes(str(self.folder / "metrics.json")):
+            tasks = read_json(self.folder / "metrics.json").get("test", {}).get("tasks", {})
         found = {name: one[metric] for name, one in tasks.items() if one.get(metric) is not None}
         if not found:
             known = sorted({name for one in tasks.values() for name in one})

@@ -117,6 +117,9 @@ def test_a_metric_that_no_task_has(sweep: Sweep) -> None:
     folder = sweep(*BASELINE, ("poly", 4, 0, (1, 1, 1)))
     with pytest.raises(ConfigError, match=r"metric=bleu: no task of .*0 has it .* exact_match"):
         draw("changes", folder, metric="bleu")
+    (folder / "2" / "metrics.json").write_text('{"test": {')
+    with pytest.raises(ConfigError, match=r"2/metrics.json: Expecting"):
+        draw("changes", folder, metric="exact_match")
 
 
 BY_SKILLS = [(n, s, (n / 10, s / 2, 0.0)) for n in (8, 2) for s in (0, 1)]

@@ -207,6 +207,11 @@ def test_a_run_without_an_adapter(copied: Path, export: Callable[..., Any]) -> N
     )
 
 
+def test_damaged_metrics(copied: Path, export: Callable[..., Any]) -> None:
+    (copied / "metrics.json").write_text('{"test": {')
+    assert "metrics.json is damaged: Expecting" in _one_line(export(f"run={copied}", "to=out"))
+
+
 @pytest.mark.parametrize("how", ["format=lora", "format=poly"])
 def test_a_damaged_adapter(how: str, copied: Path, export: Callable[..., Any]) -> None:
     weights = copied / "adapter" / "adapter_model.safetensors"
