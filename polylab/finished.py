@@ -32,8 +32,10 @@ def read_run(folder: Path) -> DictConfig:
         raise ConfigError(f"run={folder}: there is no such folder · give RUN_DIR of a finished run")
     path = folder / "config.yaml"
     if not path.is_file():
-        jobs = sorted(file.parent for file in folder.glob("*/config.yaml"))
-        instead = f"one of its jobs, run={jobs[0]}" if jobs else "runs/EXPERIMENT/DATE_TIME"
+        inside = sorted(file.parent for file in folder.glob("[!.]*/config.yaml"))
+        instead = (
+            f"one of the runs in it, run={inside[0]}" if inside else "runs/EXPERIMENT/DATE_TIME"
+        )
         raise ConfigError(
             f"run={folder}: it has no config.yaml, so it is no run's folder · give {instead}"
         )

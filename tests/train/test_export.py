@@ -202,7 +202,7 @@ def test_a_run_without_an_adapter(copied: Path, export: Callable[..., Any]) -> N
     for job in ("0", "1"):  # a sweep's folder
         (copied / job).mkdir()
         (copied / job / "config.yaml").touch()
-    assert f"give one of its jobs, run={copied / '0'}" in _one_line(
+    assert f"give one of the runs in it, run={copied / '0'}" in _one_line(
         export(f"run={copied}", "to=out")
     )
 
