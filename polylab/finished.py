@@ -32,9 +32,12 @@ def read_run(folder: Path) -> DictConfig:
         raise ConfigError(f"run={folder}: there is no such folder · give RUN_DIR of a finished run")
     path = folder / "config.yaml"
     if not path.is_file():
+        inside = sorted(file.parent for file in folder.glob("[!.]*/config.yaml"))
+        instead = (
+            f"one of the runs in it, run={inside[0]}" if inside else "runs/EXPERIMENT/DATE_TIME"
+        )
         raise ConfigError(
-            f"run={folder}: it has no config.yaml, so it is no run's folder · give "
-            "runs/EXPERIMENT/DATE_TIME"
+            f"run={folder}: it has no config.yaml, so it is no run's folder · give {instead}"
         )
     try:
         config = OmegaConf.load(path)
@@ -42,6 +45,13 @@ def read_run(folder: Path) -> DictConfig:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, DictConfig) or not OmegaConf.is_dict(config.get("backbone")):
         raise ConfigError(f"{path} has no backbone · it must be the file that the run wrote")
+    _check_results(folder, config)
+    if "separator" in (config.get("data") or {}) and "chat" not in config.data:
+        OmegaConf.update(config, "data.chat", False, force_add=True)  # older than chat templates
+    return config
+
+
+def _check_results(folder: Path, config: DictConfig) -> None:
     if not (folder / "adapter").is_dir():
         why = (
             "the run had none (adapter=none)"
@@ -49,14 +59,14 @@ def read_run(folder: Path) -> DictConfig:
             else "it did not finish"
         )
         raise ConfigError(f"run={folder}: there is no adapter/ in it: {why}")
-    if not (folder / "metrics.json").is_file():
+    metrics = folder / "metrics.json"
+    if not metrics.is_file():
         raise ConfigError(
             f"run={folder}: there is no metrics.json in it: it was stopped while it was saved · go "
             "on with python -m polylab.train ... ckpt_path=RUN_DIR/checkpoints/last.ckpt"
         )
-    if "separator" in (config.get("data") or {}) and "chat" not in config.data:
-        OmegaConf.update(config, "data.chat", False, force_add=True)  # older than chat templates
-    return config
+    with user_mistakes(f"{metrics} is damaged"):
+        read_json(metrics)
 
 
 def read_generating_run(folder: Path) -> DictConfig:

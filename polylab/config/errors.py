@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ def cause_line(error: BaseException) -> str:
     """Return the message of the exception that started it, on one line."""
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        return "stopped by SIGTERM"  # its text would be the number
     if isinstance(error, KeyError) and error.args:
         return flatten(str(error.args[0]))  # str(KeyError) is the repr of its message
     return flatten(str(error)) or type(error).__name__

@@ -162,6 +162,7 @@ def _point(name: str, rows: pd.DataFrame, metric: str) -> Point:
 def skills(folder: Path, metric: str) -> Figure:
     """Routing statistics and the score against the number of skills."""
     jobs = _by_skills(folder, "skills")
+    _check_scores([job for ones in jobs.values() for job in ones], metric)
     curves = []
     for column, words, limits in (*_CURVES, (f"test/{metric}", f"test {metric}", None)):
         if all(job.columns.get(column, "") == "" for ones in jobs.values() for job in ones):
@@ -244,6 +245,16 @@ def _by_skills(folder: Path, figure: str) -> dict[int, list[Job]]:
                 f"{ones[-1].setting} · sweep over {SKILLS} and seed alone"
             )
     return dict(sorted(found.items()))
+
+
+def _check_scores(jobs: list[Job], metric: str) -> None:
+    """Refuse a metric that is none of the test's; jobs without any score are drawn without."""
+    scores = {name for job in jobs for name, text in job.columns.items() if text != ""}
+    known = [name.removeprefix("test/") for name in sorted(scores) if name.startswith("test/")]
+    if known and metric not in known:
+        raise ConfigError(
+            f"metric={metric}: none of the test's in results.csv · there are {', '.join(known)}"
+        )
 
 
 def _few(settings: Mapping[str, object], figure: str) -> None:

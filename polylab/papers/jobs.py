@@ -72,7 +72,7 @@ class Job:
         """The score of every task that has this metric, of the test.
 
         Raises:
-            ConfigError: If no task has it, or the file cannot be read.
+            ConfigError: If no task has it, or the run's `metrics.json` is missing or damaged.
         """
         with user_mistakes(str(self.folder / "metrics.json")):
             tasks = read_json(self.folder / "metrics.json").get("test", {}).get("tasks", {})

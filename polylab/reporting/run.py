@@ -90,10 +90,10 @@ def _facts(
         "seed": known.get("seed"),
         "trainable parameters": parameters,
         "tested checkpoint": metrics.get("checkpoint"),
-        "time": None if seconds is None else _duration(seconds),
+        "time": None if seconds is None else duration(seconds),
         "device": environment.get("device"),
         "started": None if started is None else str(started)[:16].replace("T", " "),
-        "commit": None if commit is None else str(commit)[:12],
+        "commit": None if commit is None else _short(str(commit)),
     }
     return [[name, value] for name, value in facts.items() if value is not None]
 
@@ -103,7 +103,13 @@ def _count_tasks(metrics: Mapping[str, Any]) -> int | None:
     return max(counts, default=0) or None
 
 
-def _duration(seconds: float) -> str:
+def _short(commit: str) -> str:
+    name, dash, rest = commit.partition("-")  # -dirty: the files were others than the commit's
+    return name[:12] + dash + rest
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, such as `1 h 20 min` or `3 min 5 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

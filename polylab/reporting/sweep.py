@@ -14,7 +14,7 @@ from polylab.poly.alignment import agreement, align_skills, aligned_mean, apply_
 from polylab.reporting.allocation import task_tree
 from polylab.reporting.packing import evenly, pack
 from polylab.reporting.reading import Folder, number
-from polylab.reporting.run import flat
+from polylab.reporting.run import duration, flat
 from polylab.reporting.series import run_curves
 from polylab.reporting.snapshots import Snapshot, final_snapshot
 
@@ -72,7 +72,7 @@ def _facts(rows: Sequence[Mapping[str, str]]) -> list[list[Any]]:
     done = sum(row["status"] == "completed" for row in rows)
     seconds = [value for row in rows if (value := number(row.get("seconds"))) is not None]
     facts = [["runs", len(rows)], ["completed", done], ["not completed", len(rows) - done]]
-    return facts + ([["hours of all runs", round(sum(seconds) / 3600, 2)]] if seconds else [])
+    return facts + ([["time of all runs", duration(sum(seconds))]] if seconds else [])
 
 
 def _varying(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> list[str]:

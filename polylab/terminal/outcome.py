@@ -57,7 +57,8 @@ def summary_line(metrics: Mapping[str, Any]) -> str:
     if recovery is not None:
         scores.append(f"recovery {number(recovery)}")
     kept = f"{split}, {metrics['checkpoint']} weights"
-    return f"{kept}: {' · '.join(scores) or 'no metrics'} · {metrics['seconds']:.0f} s"
+    without = "the loss alone" if "loss" in (metrics.get(split) or {}) else "no metrics"
+    return f"{kept}: {' · '.join(scores) or without} · {metrics['seconds']:.0f} s"
 
 
 def _next(folder: Path, *, commands: bool) -> Iterator[Row]:

@@ -66,6 +66,7 @@ def test_the_cause_counts_not_hydras_wrapper() -> None:
     outer.__cause__ = ValueError("size=0\nis wrong")
     assert cause_line(outer) == "size=0 · is wrong"
     assert cause_line(ValueError()) == "ValueError"
+    assert cause_line(SystemExit(143)) == "stopped by SIGTERM"
 
 
 def test_unknown_key_of_a_file() -> None:

@@ -117,6 +117,9 @@ def test_a_metric_that_no_task_has(sweep: Sweep) -> None:
     folder = sweep(*BASELINE, ("poly", 4, 0, (1, 1, 1)))
     with pytest.raises(ConfigError, match=r"metric=bleu: no task of .*0 has it .* exact_match"):
         draw("changes", folder, metric="bleu")
+    (folder / "2" / "metrics.json").write_text('{"test": {')
+    with pytest.raises(ConfigError, match=r"2/metrics.json: Expecting"):
+        draw("changes", folder, metric="exact_match")
 
 
 BY_SKILLS = [(n, s, (n / 10, s / 2, 0.0)) for n in (8, 2) for s in (0, 1)]
@@ -132,6 +135,12 @@ def test_curves_over_the_number_of_skills(sweep: Sweep, drawn: dict[str, Any]) -
     assert (density.low, density.high) == (pytest.approx([0.2, 0.8]), pytest.approx([0.21, 0.81]))
     assert score.words == "test exact_match"
     assert score.high == pytest.approx([0.7 / 3, 1.3 / 3])
+
+
+def test_a_metric_that_no_job_has(sweep: Sweep) -> None:
+    folder = sweep(*[("poly", *job) for job in BY_SKILLS])
+    with pytest.raises(ConfigError, match=r"metric=bleu: none of .*there are exact_match"):
+        draw("skills", folder, metric="bleu")
 
 
 def test_entropy_of_every_layer(sweep: Sweep, drawn: dict[str, Any]) -> None:

@@ -346,3 +346,14 @@ def test_the_data_cannot_end_their_element(tmp_path: Path) -> None:
     assert "<" not in data
     assert json.loads(data)["allocation"]["tasks"] == ["</script><b>x", "@STYLE@", "<!--"]
     assert page.count("</script>") == 2
+
+
+@pytest.mark.parametrize(
+    ("commit", "shown"),
+    [("0123456789abcdef", "0123456789ab"), ("0123456789abcdef-dirty", "0123456789ab-dirty")],
+)
+def test_a_commit_with_changes_is_told_apart(tmp_path: Path, commit: str, shown: str) -> None:
+    write_run(tmp_path, tasks=names(3))
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "commit": commit}))
+    assert ["commit", shown] in page_contents(tmp_path)["facts"]

@@ -79,6 +79,11 @@ def test_only_what_is_there_is_pointed_at(
     ]
 
 
+def test_a_loss_without_scores_is_said() -> None:
+    metrics = {"test": {"loss": 0.5, "macro": {}}, **_ENDS}
+    assert summary_line(metrics) == "test, last weights: the loss alone · 3 s"
+
+
 def test_results_of_a_module_that_keeps_none() -> None:
     values = {"val/loss": 2.0, "val/exact_match": 0.5, "test/loss": 1.0, "lr": 3.0}
     assert split_results(values, "val") == {"loss": 2.0, "macro": {"exact_match": 0.5}}

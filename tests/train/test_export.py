@@ -196,9 +196,20 @@ def test_a_run_without_an_adapter(copied: Path, export: Callable[..., Any]) -> N
     (copied / "config.yaml").write_text("a: 1")
     assert "config.yaml has no backbone" in _one_line(export(f"run={copied}", "to=out"))
     (copied / "config.yaml").unlink()
-    assert "it has no config.yaml, so it is no run's" in _one_line(
+    assert "it has no config.yaml, so it is no run's folder · give runs/EXP" in _one_line(
         export(f"run={copied}", "to=out")
     )
+    for job in ("0", "1"):  # a sweep's folder
+        (copied / job).mkdir()
+        (copied / job / "config.yaml").touch()
+    assert f"give one of the runs in it, run={copied / '0'}" in _one_line(
+        export(f"run={copied}", "to=out")
+    )
+
+
+def test_damaged_metrics(copied: Path, export: Callable[..., Any]) -> None:
+    (copied / "metrics.json").write_text('{"test": {')
+    assert "metrics.json is damaged: Expecting" in _one_line(export(f"run={copied}", "to=out"))
 
 
 @pytest.mark.parametrize("how", ["format=lora", "format=poly"])

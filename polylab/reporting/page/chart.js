@@ -68,7 +68,8 @@ function lineChart({ title, series, wide = false, unit = [] }) {
     const x = (value) => left + ((value - x0) / (x1 - x0 || 1)) * (width - left - right);
     const y = (value) => height - bottom - ((value - y0 + pad) / (y1 - y0 + 2 * pad)) * (height - top - bottom);
     scales = { x, y, x0, x1 };
-    axes(scene, plot, { x, y, xs: ticks(x0, x1, wide ? 8 : 4), ys: ticks(y0, y1), xLabel: "step" });
+    axes(scene, plot, { x, y, xs: ticks(x0, x1, wide ? 8 : 4), ys: ticks(y0, y1) });
+    scene.append(svg("text", { x: left - 12, y: height - bottom + 16, "text-anchor": "end" }, "step")); // where no curve goes
     for (const one of [...shown].sort((a, b) => !!b.faint - !!a.faint)) scene.append(...curve(one, x, y));
     scene.append(svg("line", { class: "cross", y1: top, y2: height - bottom, visibility: "hidden" }));
     const named = shown.filter((one) => !one.faint);

@@ -1,7 +1,7 @@
 // Everything that was logged: charts of what belongs together, and one of any numbers one picks.
 
 const MOST_CHARTS = 15;
-const LINES = 6; // of one chart
+const LINES = 8; // of one chart
 
 function coloured(list) {
   return list.map((one, i) => ({ ...one, colour: SERIES_COLOURS[i % 8] }));
@@ -16,10 +16,13 @@ function groups(names) {
     if (parts[1] === "loss") put("loss", name);
     else if (name === "routing/effective_skills") put("effective number of skills", name);
     else if (["lr", "grad_norm", "val", "test"].includes(parts[0])) put({ lr: "learning rate", grad_norm: "gradient norm", val: "validation", test: "test" }[parts[0]], name);
+    else if (name.startsWith("routing/recovery")) put("recovery of the true skills", name);
+    else if (/^routing\/.*_loss$/.test(name)) put("loss with the routing replaced", name);
+    else if (/^routing\/(dead|duplicate)_skills$/.test(name)) put("dead and duplicate skills", name);
     else if (parts[0] === "routing") put("routing", name);
     else put(name, name);
   }
-  const first = ["loss", "validation", "routing", "effective number of skills", "learning rate", "gradient norm"];
+  const first = ["loss", "validation", "routing", "loss with the routing replaced", "effective number of skills", "dead and duplicate skills", "recovery of the true skills", "learning rate", "gradient norm"];
   const rank = (title) => (first.indexOf(title) + 1 || 99);
   const sorted = [...found].sort(([a], [b]) => rank(a) - rank(b)).filter(([title]) => title !== "test");
   return sorted.flatMap(([title, members]) => parted(members).map((part) => [title, part])).slice(0, MOST_CHARTS);

@@ -30,10 +30,10 @@ function say(value) {
   return size >= 100 ? value.toFixed(1) : size < 0.01 ? String(Number(value.toPrecision(3))) : value.toFixed(3);
 }
 
-// Numbers of one column with the same digits behind the point.
-function sayer(values) {
+// Numbers of one column with the same digits behind the point; those with an interval are no counts.
+function sayer(values, { counts = true } = {}) {
   const known = values.filter((value) => typeof value === "number");
-  const even = known.some((value) => !Number.isInteger(value)) && known.every((value) => Math.abs(value) < 100 && (value === 0 || Math.abs(value) >= 0.001));
+  const even = (!counts || known.some((value) => !Number.isInteger(value))) && known.every((value) => Math.abs(value) < 100 && (value === 0 || Math.abs(value) >= 0.001));
   return (value) => (even && typeof value === "number" ? value.toFixed(3) : say(value));
 }
 

@@ -7,7 +7,7 @@ function dataTable({ label, columns, rows, intervals = null, marks = null, pick 
     const known = rows.map((row) => row[c]).filter((value) => value !== null && value !== "");
     return known.length > 0 && known.every((value) => typeof value === "number");
   });
-  const sayers = columns.map((_, c) => (numeric[c] ? sayer(rows.map((row) => row[c])) : say));
+  const sayers = columns.map((_, c) => (numeric[c] ? sayer(rows.map((row) => row[c]), { counts: !intervals?.some((row) => row[c]) }) : say));
   // a bar only where all of a column's intervals lie on the same scale
   const barred = columns.map((_, c) => intervals !== null && intervals.every((row) => !row[c] || (row[c][0] >= 0 && row[c][1] <= 1)));
   const state = { column: sort?.column ?? -1, down: sort?.down ?? false, text: "", all: false };
