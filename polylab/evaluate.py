@@ -6,7 +6,6 @@ Only what reads the configuration is imported here; torch and the rest follow on
 import functools
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from polylab.config.errors import ConfigError, explain, user_mistakes, wants_traceback
+from polylab.config.errors import mistakes_in_one_line, user_mistakes
 from polylab.config.files import folder_names, read_json, write_config, write_text
 from polylab.config.help import evaluate_help
 from polylab.config.launch import job_folder, launch
@@ -55,13 +53,8 @@ def task(cfg: DictConfig) -> None:
     Raises:
         SystemExit: With code 1.
     """
-    try:
+    with mistakes_in_one_line():
         run(cfg)
-    except (ConfigError, OmegaConfBaseException) as error:
-        if wants_traceback():
-            raise
-        print(explain(error), file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

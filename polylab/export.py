@@ -5,16 +5,14 @@ Only what reads the configuration is imported here; torch and the rest follow on
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from polylab.config.errors import ConfigError, explain, user_mistakes, wants_traceback
+from polylab.config.errors import ConfigError, mistakes_in_one_line, user_mistakes
 from polylab.config.files import folder_names, read_json
 from polylab.config.help import EXPORT_HELP
 from polylab.config.launch import launch
@@ -40,13 +38,8 @@ def task(cfg: DictConfig) -> None:
     Raises:
         SystemExit: With code 1.
     """
-    try:
+    with mistakes_in_one_line():
         print(run(cfg), flush=True)
-    except (ConfigError, OmegaConfBaseException) as error:
-        if wants_traceback():
-            raise
-        print(explain(error), file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def run(cfg: DictConfig) -> str:

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from polylab.config.errors import ConfigError, explain, user_mistakes, wants_traceback
+from polylab.config.errors import ConfigError, mistakes_in_one_line, user_mistakes
 from polylab.config.files import write_text
 from polylab.config.help import REPORT_HELP
 from polylab.config.launch import launch
@@ -33,13 +32,8 @@ def task(cfg: DictConfig) -> None:
     Raises:
         SystemExit: With code 1.
     """
-    try:
+    with mistakes_in_one_line():
         run(cfg)
-    except (ConfigError, OmegaConfBaseException) as error:
-        if wants_traceback():
-            raise
-        print(explain(error), file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def run(cfg: DictConfig) -> Path:

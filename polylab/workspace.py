@@ -3,12 +3,9 @@
 Only what reads the configuration is imported here.
 """
 
-import sys
-
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from polylab.config.errors import ConfigError, explain, flatten, wants_traceback
+from polylab.config.errors import ConfigError, flatten, mistakes_in_one_line
 from polylab.config.help import WORKSPACE_HELP
 from polylab.config.launch import launch
 from polylab.config.tracking import has_credentials
@@ -25,13 +22,8 @@ def task(cfg: DictConfig) -> None:
     Raises:
         SystemExit: With code 1.
     """
-    try:
+    with mistakes_in_one_line():
         run(cfg)
-    except (ConfigError, OmegaConfBaseException) as error:
-        if wants_traceback():
-            raise
-        print(explain(error), file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def run(cfg: DictConfig) -> None:

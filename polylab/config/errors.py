@@ -100,6 +100,22 @@ def cause_line(error: BaseException) -> str:
     return flatten(str(error)) or type(error).__name__
 
 
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """End a command with one line on stderr and code 1 where the user made a mistake.
+
+    Raises:
+        SystemExit: With code 1.
+    """
+    try:
+        yield
+    except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
+        if wants_traceback():
+            raise
+        print(explain(error), file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 def explain(error: Exception, known_keys: KnownKeys = tuple) -> str:
     """Return the one line that a user needs: what was given, what is valid, the nearest match."""
     if isinstance(error, ConfigError):
