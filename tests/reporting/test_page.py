@@ -1,5 +1,6 @@
 """The page in a real browser: it draws, sorts, filters, reads values, prints, and is quick."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -284,6 +285,29 @@ def test_a_sweep_opens_and_compares_runs(
     browser.press(Keys.ARROW_RIGHT)
     assert "routing/entropy" in browser.texts("#scatter .readout")[0]
     assert browser.colours("#allocations .map-scroll canvas") > 10
+
+
+def test_charts_of_hardly_any_values(
+    browser: Browser, page_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    write_run(tmp_path, tasks=names(3))
+    lines = [
+        {"step": 0, "norm/router": 0.59911, "routing/dead_skills": 0},
+        {"step": 10, "norm/router": 0.59918, "routing/dead_skills": 0, "val/exact_match": 0.25},
+        {"step": 10, "val/exact_match": 0.5},  # of the best weights, once more
+    ]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser.open(page_of(tmp_path))
+    charts = browser.run(
+        "return Object.fromEntries([...document.querySelectorAll('#curves .charts')[0].children]"
+        ".map((one) => [one.querySelector('h3').textContent,"
+        " [...one.querySelectorAll('text')].map((text) => text.textContent)]))"
+    )
+    assert {*charts} == {"validation", "norm/router", "dead and duplicate skills"}
+    ends = [texts[: texts.index("0", 1)] for texts in charts.values()]  # up to the first step
+    assert all(len({*texts}) == len(texts) > 2 for texts in ends)
+    assert "1" in charts["dead and duplicate skills"]
+    assert browser.run("return document.querySelectorAll('#curves circle').length") == 1
 
 
 def test_a_sweep_of_200_runs_opens_within_3_seconds(

@@ -14,11 +14,18 @@ function ticks(low, high, count = 4) {
   return found;
 }
 
-function short(value) {
+function short(value, digits = 3) {
   const size = Math.abs(value);
-  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(0);
-  if (size >= 1e4) return `${Number((value / 1000).toPrecision(3))}k`;
-  return String(Number(value.toPrecision(3)));
+  if (size >= 1e6 || (size > 0 && size < 1e-3)) return value.toExponential(digits - 3);
+  if (size >= 1e4) return `${Number((value / 1000).toPrecision(digits))}k`;
+  return String(Number(value.toPrecision(digits)));
+}
+
+// As few digits as tell the ticks of an axis apart.
+function tickNames(values) {
+  const differ = (digits) => new Set(values.map((value) => short(value, digits))).size === values.length;
+  const digits = [3, 4, 5, 6, 7].find(differ) ?? 8;
+  return (value) => short(value, digits);
 }
 
 function span(values) {
@@ -29,17 +36,19 @@ function span(values) {
     high = Math.max(high, value);
   }
   if (low > high) return [0, 1];
+  if (low === 0 && high === 0) return [0, 1];
   return low === high ? [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1] : [low, high];
 }
 
 function axes(scene, plot, { x, y, xs, ys, xLabel, xNames, yNames }) {
   const { width, height, left, right, bottom } = plot;
+  [xNames, yNames] = [xNames ?? tickNames(xs), yNames ?? tickNames(ys)];
   for (const value of ys) {
     scene.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-      svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, yNames ? yNames(value) : short(value)));
+      svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, yNames(value)));
   }
   for (const value of xs) {
-    scene.append(svg("text", { x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, xNames ? xNames(value) : short(value)));
+    scene.append(svg("text", { x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, xNames(value)));
   }
   if (xLabel) scene.append(svg("text", { x: width - right, y: height - bottom - 5, "text-anchor": "end" }, xLabel));
 }
@@ -86,7 +95,8 @@ function lineChart({ title, series, wide = false, unit = [] }) {
       pen = "L";
     }
     const line = svg("path", { class: faint ? "line faint" : "line", d: path, style: faint ? null : `stroke:${colour}` });
-    const lone = xs.length === 1 ? [svg("circle", { cx: x(xs[0]), cy: y(values[0]), r: 3.5, style: `fill:${colour}` })] : [];
+    // a last validation of the same step is a second value there
+    const lone = xs[0] === xs[xs.length - 1] ? [svg("circle", { cx: x(xs[0]), cy: y(values[xs.length - 1]), r: 3.5, style: `fill:${colour}` })] : [];
     return [line, ...lone];
   }
 
