@@ -58,8 +58,11 @@ def test_what_the_callbacks_cost(tmp_path):
     assert [row["callback"] for row in rows][:2] == ["Throughput", "RoutingStatistics"]
     assert total["callback"] == "all"
     assert total["look ms"] == pytest.approx(sum(row["look ms"] for row in rows), abs=0.1)
-    share = (total["look ms"] + 250 * total["step ms"]) / (250 * total["training step ms"])
-    assert total["share %"] == pytest.approx(100 * share, rel=0.05)
+    for row in rows:
+        share = (row["look ms"] + 250 * row["step ms"]) / (250 * row["training step ms"])
+        most = 0.8 if row["callback"] == "SkillFigures" else 100  # its share of the time is bounded
+        assert row["share %"] == pytest.approx(min(100 * share, most), rel=0.1, abs=0.01)
+    assert total["share %"] == pytest.approx(sum(row["share %"] for row in rows), abs=0.02)
     assert all(row["look ms"] > 0 for row in rows)
 
 
