@@ -1,9 +1,7 @@
 """The workspace: what its panels ask for is logged, and its model builds without a server."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -56,54 +54,3 @@ def test_the_model_builds_without_a_server() -> None:
     wanted = [[*panel.keys] for panel in PANELS if isinstance(panel, Images)]
     assert shown == wanted
     assert view.settings.x_axis == "trainer/global_step"
-
-
-def test_without_a_key_or_the_extra_one_line(
-    run_command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    code, line = run_command("project=polylab")
-    assert (code, line.count("\n")) == (1, 1)
-    assert line.startswith("W&B has no credentials, and a view is kept by its server · run `wandb")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", None)
-    code, line = run_command("project=polylab")
-    assert (code, line) == (
-        1, "wandb-workspaces is not installed · pip install 'polylab[view]'\n",
-    )  # fmt: skip
-    code, line = run_command("projekt=polylab")
-    assert code == 1
-    assert "did you mean project?" in line
-
-
-@pytest.fixture
-def run_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
-    from polylab.workspace import main
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["polylab-workspace", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(str(end.value.code)), capsys.readouterr().err
-
-    return run
-
-
-def test_a_server_that_refuses_is_one_line(
-    run_command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(**_: Any) -> None:
-        raise RuntimeError("project not found\nwith details")
-
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setitem(__import__("sys").modules, "wandb_workspaces", object())
-    monkeypatch.setattr("polylab.tracking.panels.build_workspace", refuse)
-    code, line = run_command("project=p", "entity=e")
-    assert code == 1
-    assert line == (
-        "W&B did not save the view of e/p: project not found · with details · check project=, "
-        "entity=, the key and the network\n"
-    )
