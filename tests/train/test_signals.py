@@ -18,7 +18,8 @@ def test_a_signal_ends_a_run_in_order(
     small: list[str], run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     number: int, code: int,
 ) -> None:  # fmt: skip
-    before = signal.getsignal(signal.SIGINT)
+    # a shell lets what it starts in the background ignore ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop(_: Any, trainer: Any, *_rest: Any) -> None:
         if trainer.global_step == 2:
