@@ -41,6 +41,24 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects that `path` holds, one a line, in order; none where there is no such file.
+
+    Lines that a killed process tore are passed over.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 def write_config(path: Path, cfg: DictConfig) -> None:
     """Write the resolved configuration, which reproduces the run, in one step."""
     write_text(path, OmegaConf.to_yaml(cfg, resolve=True))

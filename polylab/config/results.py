@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from polylab.config.files import read_json, write_text
+from polylab.config.files import read_json, read_json_lines, write_text
 
 RESULT = "result.json"
 TABLE = "results.csv"
@@ -90,11 +90,7 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _last_logged(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:  # torn by a killed process
-            continue
+    for values in read_json_lines(path):
         found |= {key: values[key] for key in ROUTING if key in values}
     return found
 

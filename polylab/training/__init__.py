@@ -3,7 +3,7 @@
 from polylab.training.checkpoint import RunCheckpoint, save_adapter
 from polylab.training.classification import ClassificationModule
 from polylab.training.files import AtomicCheckpointIO, write_atomically
-from polylab.training.history import HistoryLogger, read_history
+from polylab.training.history import HistoryLogger
 from polylab.training.mix import write_mix
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
@@ -17,7 +17,6 @@ __all__ = [
     "PolyModule",
     "RunCheckpoint",
     "count_trainable",
-    "read_history",
     "save_adapter",
     "write_atomically",
     "write_metrics",

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["FILE_NAME", "HistoryLogger", "read_history"]
+__all__ = ["FILE_NAME", "HistoryLogger"]
 
 FILE_NAME = "history.jsonl"
 
@@ -72,25 +72,6 @@ class HistoryLogger(Logger):
         if self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n"):
             with self._path.open("ab") as file:
                 file.write(b"\n")
-
-
-def read_history(folder: Path | str) -> list[dict[str, Any]]:
-    """The lines of a run's `history.jsonl`, in order; none where it has no such file.
-
-    Lines that a killed process tore are passed over.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_bytes().splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def _is_number(value: Any) -> bool:

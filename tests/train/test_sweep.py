@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from polylab.config.files import read_json, write_json
-from polylab.training import read_history
+from polylab.config.files import read_json, read_json_lines, write_json
 from tests.wandb_reader import read_runs
 
 EXTRA = "needs the extra: pip install -e .[sweep]"
@@ -70,7 +69,7 @@ def test_jobs_that_were_cut_off_go_on(
         write_json(folder / ".hydra" / "result.json", record | {"status": "running"})
         (folder / "metrics.json").unlink()
     shutil.rmtree(tmp_path / "cut" / "2" / "checkpoints")
-    n_lines = len(read_history(tmp_path / "cut" / "2"))
+    n_lines = len(read_json_lines(tmp_path / "cut" / "2" / "history.jsonl"))
     given = [*QUICK, "adapter.n_skills=2,4", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'cut'}"]
     done = run_here("-m", *small, *given, cwd=tmp_path)
     assert done.code == 0, done.err
@@ -78,7 +77,9 @@ def test_jobs_that_were_cut_off_go_on(
     assert [line.split(" · ")[0].split(" from ")[0] for line in said] == [
         "job 0 is done already", "goes on", "job 3 is done already",
     ]  # fmt: skip
-    assert len(read_history(tmp_path / "cut" / "2")) == n_lines  # not those of both attempts
+    assert (
+        len(read_json_lines(tmp_path / "cut" / "2" / "history.jsonl")) == n_lines
+    )  # not those of both attempts
     with (tmp_path / "cut" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     moved = ("seconds", "started", "commit")

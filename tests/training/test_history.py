@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from polylab.training import HistoryLogger, read_history
+from polylab.config.files import read_json_lines
+from polylab.training import HistoryLogger
 
 
 def test_a_line_for_every_call(tmp_path: Path) -> None:
@@ -17,19 +18,22 @@ def test_a_line_for_every_call(tmp_path: Path) -> None:
     assert first.pop("seconds") == 0 <= second.pop("seconds")
     assert first == {"step": 10, "train/loss": 1.5}
     assert second == {"step": 20, "val/loss": 2.0}
-    assert [line["step"] for line in read_history(tmp_path / "run")] == [10, 20]
+    assert [line["step"] for line in read_json_lines(tmp_path / "run" / "history.jsonl")] == [
+        10,
+        20,
+    ]
 
 
 def test_nothing_to_write_makes_no_file(tmp_path: Path) -> None:
     HistoryLogger(tmp_path / "run").log_metrics({"epoch": 1, "picture": "png"}, step=1)
     assert not (tmp_path / "run").exists()
-    assert read_history(tmp_path / "run") == []
+    assert read_json_lines(tmp_path / "run" / "history.jsonl") == []
 
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     HistoryLogger(tmp_path).log_metrics({"a": 1.0}, step=1)
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"step": 2, "a": 2.')  # killed here
-    assert [line["step"] for line in read_history(tmp_path)] == [1]
+    assert [line["step"] for line in read_json_lines(tmp_path / "history.jsonl")] == [1]
     HistoryLogger(tmp_path).log_metrics({"a": 3.0}, step=3)  # the run goes on
-    assert [line["step"] for line in read_history(tmp_path)] == [1, 3]
+    assert [line["step"] for line in read_json_lines(tmp_path / "history.jsonl")] == [1, 3]
