@@ -14,13 +14,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.checks import check_config
-from polylab.config.ddp import clean_environment, is_child
+from polylab.config.ddp import await_first, clean_environment, is_child
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
 from polylab.config.files import read_json, write_config, write_json
 from polylab.config.help import help_text
 from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
+from polylab.config.ranks import match_ranks
 from polylab.config.sweeps import closing_sweep
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
@@ -55,6 +56,7 @@ def task(cfg: DictConfig) -> float | None:
     except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
         if wants_traceback():
             raise
+        await_first()
         log.error(explain(error))
         if sweep_folder() is not None:
             raise
@@ -69,6 +71,7 @@ def run(cfg: DictConfig) -> float | None:
             written then.
     """
     folder, started = job_folder(), time.perf_counter()
+    match_ranks(cfg.trainer)
     pick_up(cfg, folder)
     check_config(cfg)
     with clean_environment():

@@ -4,13 +4,16 @@ Only what reads the configuration is imported here; torch and the rest follow on
 """
 
 import logging
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.errors import ConfigError, user_mistakes
+from polylab.config.ranks import started_ranks
 from polylab.config.targets import check_arguments, plain_container
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ def build_trainer(
     _avoid_broken_kernels()
     arguments = plain_container(node)
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
-    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO()]
+    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO(), *_environment()]
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
     # Lightning would add a checkpoint callback with file names of its own
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
@@ -48,6 +51,20 @@ def build_trainer(
             return Trainer(**arguments, callbacks=callbacks, logger=logger or False)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _environment() -> Iterator[Any]:
+    """Yield who tells a rank its number where Lightning would ask SLURM: not in a job of one task.
+
+    That task starts its ranks itself; Lightning would take its one process for the whole run.
+    """
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    ranks = started_ranks()
+    if ranks is not None and ranks.starter == "srun":
+        yield SLURMEnvironment(auto_requeue=False)  # it saves in the middle of a step
+    elif ranks is None and "SLURM_NTASKS" in os.environ:
+        yield LightningEnvironment()
 
 
 def keep_history(trainer: "Trainer", folder: Path) -> None:
@@ -87,6 +104,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # the CSV logger writes into the run's folder, which is never empty
     warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+    # on a cluster's login node, or in a job of one task
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
     from transformers.utils.logging import disable_progress_bar
 

@@ -7,6 +7,7 @@ sweep, and under the joblib and submitit launchers the arguments of a worker.
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,9 @@ def child_command(local_rank: int) -> tuple[list[str], str]:
     command = [sys.executable, "-m", "polylab.train"]
     command += ["--config-path", str(folder), "--config-name", "config"]
     command += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
-    command += [f"hydra.job.name=rank{local_rank}"]
+    node = os.environ.get("NODE_RANK", "0")
+    name = f"rank{local_rank}" if node == "0" else f"node{node}_rank{local_rank}"
+    command += [f"hydra.job.name={name}"]
     return command, hydra.runtime.cwd
 
 
@@ -61,12 +64,28 @@ def is_child() -> bool:
     return not is_numbered and _slurm_rank() != "0"
 
 
-def _slurm_rank() -> str:
-    """Return this task's number among those that SLURM started, where Lightning goes by it."""
+def slurm_tasks() -> int:
+    """Return how many processes SLURM started for this run; 1 where Lightning ignores SLURM."""
     by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if by_hand or "SLURM_NTASKS" not in os.environ:
-        return "0"
-    return os.environ.get("SLURM_PROCID", "0")
+    return 1 if by_hand else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def _slurm_rank() -> str:
+    return os.environ.get("SLURM_PROCID", "0") if slurm_tasks() > 1 else "0"
+
+def await_first(patience: float = 5.0) -> None:
+    """Let the first rank speak: a mistake is mostly everybody's, and its end is theirs.
+
+    Raises:
+        SystemExit: With code 1 as soon as the process that started this one is gone.
+    """
+    if not is_child():
+        return
+    parent, until = os.getppid(), time.monotonic() + patience
+    while time.monotonic() < until:
+        time.sleep(0.05)
+        if os.getppid() != parent:
+            raise SystemExit(1)
 
 
 @contextmanager

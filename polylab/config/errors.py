@@ -12,6 +12,7 @@ from hydra._internal import utils as hydra_utils
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from polylab.config.ddp import await_first
 from polylab.config.suggest import hint, listing
 
 KnownKeys = Callable[[], Sequence[str]]
@@ -46,6 +47,7 @@ def report_errors(known_keys: KnownKeys = tuple, *, stream=None) -> Iterator[Non
         with _raising_hydra():
             yield
     except (HydraException, OmegaConfBaseException, ConfigError, yaml.YAMLError) as error:
+        await_first()
         print(explain(error, known_keys), file=stream or sys.stderr)
         raise SystemExit(1) from None
     except AssertionError as error:
@@ -112,6 +114,7 @@ def mistakes_in_one_line() -> Iterator[None]:
     except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
         if wants_traceback():
             raise
+        await_first()
         print(explain(error), file=sys.stderr)
         raise SystemExit(1) from None
 

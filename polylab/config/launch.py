@@ -20,6 +20,7 @@ from polylab.config.experiments import register_experiments
 from polylab.config.files import register_resolvers
 from polylab.config.paths import config_folder
 from polylab.config.progress import job_number
+from polylab.config.ranks import check_command, run_folder, slurm_job, started_ranks
 from polylab.config.schema import register_schemas
 from polylab.config.streams import make_printable
 from polylab.config.suggest import hint, listing
@@ -39,6 +40,7 @@ def launch(
         return
     with report_errors(lambda: known_keys(config_name)):
         arguments = _arguments()
+        _join_ranks(arguments, config_name)
         others = [config_folder("conf")]
         if arguments.config_dir is not None:
             others.append(Path(arguments.config_dir))
@@ -54,7 +56,27 @@ def register(*, others: list[Path] | None = None) -> None:
     register_schemas()
     register_resolvers()
     OmegaConf.register_new_resolver("job_number", job_number, replace=True)
+    OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("slurm_job", slurm_job, replace=True)
     register_experiments(others=[config_folder("conf")] if others is None else others)
+
+
+def _join_ranks(arguments: Any, config_name: str) -> None:
+    """Let one of several processes write Hydra's files, and the others a log of their own.
+
+    Raises:
+        ConfigError: If these processes cannot be one run.
+    """
+    ranks = started_ranks()
+    if config_name == "train":
+        check_command(arguments.overrides, is_sweep=bool(arguments.multirun))
+    elif ranks is not None and ranks.size > 1:
+        raise ConfigError(
+            f"polylab.{config_name} is one process, but {ranks.starter} started {ranks.size} · "
+            f"start it without {ranks.starter}"
+        )
+    if ranks is not None and ranks.rank > 0:
+        sys.argv += ["hydra.output_subdir=null", f"hydra.job.name={ranks.name}"]
 
 
 def _arguments() -> Any:
