@@ -6,6 +6,8 @@ Only what reads the configuration is imported here; torch and the rest follow on
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from polylab.config.help import help_text
 from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
 from polylab.config.ranks import match_ranks
+from polylab.config.requeue import ASKED, NO_ADVANCE, is_done, requeue, requeue_signal
 from polylab.config.sweeps import closing_sweep
 from polylab.parts import Parts, build_parts
 from polylab.terminal.facts import device_name, facts
@@ -30,6 +33,8 @@ from polylab.tracked import finished_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+    from polylab.training import Stopping
 
 log = logging.getLogger("polylab")
 
@@ -72,6 +77,11 @@ def run(cfg: DictConfig) -> float | None:
     """
     folder, started = job_folder(), time.perf_counter()
     match_ranks(cfg.trainer)
+    if is_done(cfg, folder):
+        if not is_child():
+            print(f"this run is done already · {folder}", flush=True)
+        return None
+    asked = cfg.copy()
     pick_up(cfg, folder)
     check_config(cfg)
     with clean_environment():
@@ -83,10 +93,12 @@ def run(cfg: DictConfig) -> float | None:
             print("the configuration, data, backbone and adapter are valid", flush=True)
             return None
         if not is_child():
+            write_config(folder / ASKED, asked)
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
-        with finished_logger(parts.logger, folder=folder):
+        stopping = add_stopping(parts, cfg)
+        with requeued(stopping, is_lead=lead), finished_logger(parts.logger, folder=folder):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
@@ -95,6 +107,26 @@ def run(cfg: DictConfig) -> float | None:
         if lead:
             say_outcome(folder, commands=True)
         return optimized_value(parts, cfg.optimized_metric)
+
+
+def add_stopping(parts: Parts, cfg: DictConfig) -> "Stopping":
+    """Let a signal end the training in order; by the one that SLURM sends it is requeued."""
+    from polylab.training import Stopping
+
+    stopping = Stopping(also=requeue_signal(cfg))
+    parts.trainer.callbacks.insert(0, stopping)  # type: ignore[attr-defined]
+    return stopping
+
+
+@contextmanager
+def requeued(stopping: "Stopping", *, is_lead: bool) -> Iterator[None]:
+    """Have SLURM start the job again where its signal ended the run, if that has come further."""
+    try:
+        yield
+    except SystemExit as stop:
+        if is_lead and stopping.also is not None and stop.code == 128 + stopping.also:
+            log.error(requeue() if stopping.has_advanced else NO_ADVANCE)
+        raise
 
 
 def carry_best(parts: Parts, *, ckpt_path: str | None) -> None:
@@ -119,9 +151,14 @@ def fit_and_test(parts: Parts, *, folder: Path, ckpt_path: str | None) -> str:
     Raises:
         SystemExit: With a code, if a signal ends the training.
     """
+    from polylab.training import Stopping
+
     trainer, module, data = parts.trainer, parts.module, parts.data
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Stopping):
+                callback.end_if_agreed()
     except SystemExit as stop:  # Lightning's answer to ctrl-C, and to SIGTERM without a code
         if trainer.is_global_zero:
             log.error(stopped_line(folder, steps=trainer.global_step))

@@ -21,6 +21,7 @@ from polylab.config.errors import ConfigError, cause_line
 from polylab.config.files import read_json, write_json
 from polylab.config.launch import job_folder, sweep_folder
 from polylab.config.progress import progress_line, read_plan
+from polylab.config.requeue import goes_on
 from polylab.config.results import (
     RESULT,
     as_mapping,
@@ -152,9 +153,10 @@ def _held(folder: Path) -> Iterator[None]:
 
 def pick_up(cfg: DictConfig, folder: Path) -> None:
     """Let a job that was cut off go on from its `last.ckpt`, or start anew where it left none."""
-    if sweep_folder() is None or cfg.ckpt_path is not None:
-        return
     last, is_lead = _last_checkpoint(folder), not is_child()
+    is_own = goes_on(cfg) and last.is_file()  # else it would start from ckpt_path every time
+    if (cfg.ckpt_path is not None and not is_own) or (sweep_folder() is None and not goes_on(cfg)):
+        return
     if last.is_file():  # every rank that SLURM started has to go on from there
         cfg.ckpt_path = str(last)
         if is_lead:

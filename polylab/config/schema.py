@@ -168,6 +168,7 @@ class TrainSchema:
     ckpt_path: str | None = None
     init_from: str | None = None
     validate_only: bool = False
+    resume: bool = False
     optimized_metric: str = "val/exact_match"
     backbone: BackboneSchema = field(default_factory=BackboneSchema)
     adapter: AdapterSchema | None = None

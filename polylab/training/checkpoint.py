@@ -163,7 +163,7 @@ class RunCheckpoint(Checkpoint):
         ends = step == trainer.max_steps or trainer.should_stop
         is_due = ends or (every is not None and step % every == 0)
         if is_due and not trainer.is_last_batch and step != self._saved_step:
-            self._save_last(trainer)
+            self.save_last(trainer)
 
     def on_train_epoch_end(
         self,
@@ -171,7 +171,7 @@ class RunCheckpoint(Checkpoint):
         pl_module: LightningModule,  # noqa: ARG002
     ) -> None:
         if trainer.is_last_batch and trainer.global_step != self._saved_step:
-            self._save_last(trainer)
+            self.save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write `best.ckpt` first: killed between the two, the resumed run writes it again."""
@@ -184,11 +184,11 @@ class RunCheckpoint(Checkpoint):
         if not math.isnan(score) and (best is None or self._sign * (score - best) > 0):
             self.best_score = score
             self._save(trainer, self.best_path)
-        self._save_last(trainer)
+        self.save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         if trainer.global_step != self._saved_step:
-            self._save_last(trainer)
+            self.save_last(trainer)
 
     def _score(self, trainer: Trainer) -> float:
         if self.monitor not in trainer.callback_metrics:
@@ -196,7 +196,8 @@ class RunCheckpoint(Checkpoint):
             raise ValueError(f"monitor={self.monitor} was not logged; logged are: {known}.")
         return float(trainer.callback_metrics[self.monitor])
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def save_last(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` on all ranks; between steps of the optimiser only."""
         self._saved_step = trainer.global_step
         self._save(trainer, self.last_path)
 
