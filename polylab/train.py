@@ -244,6 +244,7 @@ def surroundings(parts: Parts) -> dict[str, Any]:
     return describe_environment(
         device=device_name(trainer.strategy.root_device),
         devices=trainer.world_size,
+        nodes=trainer.num_nodes,
         overrides=list(HydraConfig.get().overrides.task),
     )
 

@@ -73,6 +73,7 @@ def slurm_tasks() -> int:
 def _slurm_rank() -> str:
     return os.environ.get("SLURM_PROCID", "0") if slurm_tasks() > 1 else "0"
 
+
 def await_first(patience: float = 5.0) -> None:
     """Let the first rank speak: a mistake is mostly everybody's, and its end is theirs.
 

@@ -12,12 +12,15 @@ from typing import Any
 LIBRARIES = ("polylab", "torch", "lightning", "transformers", "hydra-core", "torchmetrics", "wandb")
 
 
-def describe_environment(*, device: str, devices: int, overrides: Sequence[str]) -> dict[str, Any]:
+def describe_environment(
+    *, device: str, devices: int, nodes: int, overrides: Sequence[str]
+) -> dict[str, Any]:
     """Return what reproduces the surroundings of a run.
 
     Args:
         device: What it computes on.
-        devices: How many of them.
+        devices: How many of them, on all nodes.
+        nodes: How many machines.
         overrides: Of this job, which its command consists of.
     """
     return {
@@ -26,6 +29,7 @@ def describe_environment(*, device: str, devices: int, overrides: Sequence[str])
         "platform": platform.platform(),
         "device": device,
         "devices": devices,
+        "nodes": nodes,
         "commit": commit_of(Path.cwd()),
         "command": shlex.join(["python", "-m", "polylab.train", *overrides]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

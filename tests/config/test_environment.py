@@ -31,8 +31,9 @@ def test_commit_of_a_checkout(tmp_path: Path) -> None:
 def test_the_command_can_be_typed(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = describe_environment(
-        device="cpu", devices=2, overrides=["seed=1", "adapter.priors={ibp: 0.1}"]
+        device="cpu", devices=6, nodes=3, overrides=["seed=1", "adapter.priors={ibp: 0.1}"]
     )
     assert found["command"] == "python -m polylab.train seed=1 'adapter.priors={ibp: 0.1}'"
-    assert (found["device"], found["devices"], found["commit"]) == ("cpu", 2, None)
+    assert (found["device"], found["devices"], found["nodes"]) == ("cpu", 6, 3)
+    assert found["commit"] is None
     assert found["torch"].startswith("2.")
