@@ -36,7 +36,8 @@ def child_command(local_rank: int) -> tuple[list[str], str]:
     command += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
     node = os.environ.get("NODE_RANK", "0")
     name = f"rank{local_rank}" if node == "0" else f"node{node}_rank{local_rank}"
-    command += [f"hydra.job.name={name}"]
+    # without handlers Python writes what matters to stderr
+    command += [f"hydra.job.name={name}", "hydra/job_logging=none"]
     return command, hydra.runtime.cwd
 
 

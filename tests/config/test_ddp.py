@@ -27,7 +27,10 @@ def test_a_child_joins_one_job(job: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert command == [
         sys.executable, "-m", "polylab.train", "--config-path", str(job), "--config-name",
         "config", f'hydra.run.dir="{job}"', "hydra.output_subdir=null", "hydra.job.name=rank3",
+        "hydra/job_logging=none",
     ]  # fmt: skip
+    monkeypatch.setenv("NODE_RANK", "2")
+    assert "hydra.job.name=node2_rank3" in ddp.child_command(3)[0]
 
 
 def test_both_of_lightnings_references_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

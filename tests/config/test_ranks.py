@@ -102,7 +102,7 @@ def test_the_folder_of_a_slurm_job(environment: Environment, tmp_path: Path) -> 
 
 
 def test_no_slurm_job(environment: Environment) -> None:  # noqa: ARG001
-    with pytest.raises(ConfigError, match="launch=slurm: SLURM_JOB_ID is not set · .* sbatch"):
+    with pytest.raises(ConfigError, match=r"launch=slurm: SLURM_JOB_ID is not set · .* sbatch"):
         ranks.slurm_job()
 
 
@@ -131,7 +131,7 @@ def test_ranks_of_torchrun_agree(
 
 def test_torchrun_without_a_store(environment: Environment) -> None:
     environment(**TORCHRUN, MASTER_ADDR="127.0.0.1", MASTER_PORT=1)
-    with pytest.raises(ConfigError, match="no store .* hydra.run.dir=FOLDER, or another --rdzv"):
+    with pytest.raises(ConfigError, match=r"no store .* hydra.run.dir=FOLDER, or another --rdzv"):
         ranks.run_folder("x")
 
 

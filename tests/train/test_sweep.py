@@ -11,7 +11,6 @@ import pytest
 from polylab.config.files import read_json, read_json_lines, write_json
 from tests.wandb_reader import read_runs
 
-EXTRA = "needs the extra: pip install -e .[sweep]"
 QUICK = ["trainer.max_steps=2", "callbacks.figures=null", "callbacks.table=null"]
 
 
@@ -110,9 +109,11 @@ def test_a_failing_job_stops_no_other(
 def test_two_ranks_within_a_sweep_are_one_job(
     small: list[str], run_process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    ranks = ["launch=two_ranks", "trainer.accelerator=cpu", "trainer.max_steps=2", "callbacks=none"]
     numbered = r"tags=['job-${hydra:job.num}']"  # which the second rank does not know
-    done = run_process("-m", *small, *QUICK, *ranks, numbered, "seed=3", cwd=tmp_path)
+    done = run_process(
+        "-m", *small, "trainer.max_steps=2", *ranks, numbered, "seed=3", cwd=tmp_path
+    )
     assert done.code == 0, done.err
     (row,) = _table(done)
     assert (row["status"], row["seed"]) == ("completed", "3")
@@ -120,19 +121,3 @@ def test_two_ranks_within_a_sweep_are_one_job(
     assert len(list(tmp_path.rglob("config.yaml"))) == 2  # the job's, and Hydra's unresolved one
     (run,) = read_runs(tmp_path)
     assert "job-0" in run.tags
-
-
-def test_two_ranks_under_a_launcher(
-    small: list[str], run_process: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Of which one is as good as another: all start jobs in processes with arguments of theirs."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=EXTRA)
-    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=none"]
-    done = run_process(
-        "-m", *small, *QUICK, *ranks, "hydra/launcher=joblib", "seed=3", cwd=tmp_path
-    )
-    assert done.code == 0, done.err
-    (row,) = _table(done)
-    assert (row["status"], row["seed"]) == ("completed", "3")
-    assert "sweep: 1 of 1 jobs · 1 completed, 0 failed, 0 left" in done.out
-    assert read_json(done.folder / "environment.json")["devices"] == 2
