@@ -5,7 +5,7 @@ from polylab.config.paths import config_folder
 # Groups of the main job in the order of its defaults.
 GROUPS = (
     "experiment", "backbone", "adapter", "data", "module", "optim", "trainer", "callbacks",
-    "logger", "search", "debug",
+    "logger", "search", "launch", "debug",
 )  # fmt: skip
 
 ADAPT_GROUPS = ("adapt", "protocol", "data", "module", "optim", "trainer")
@@ -17,7 +17,7 @@ usage: python -m polylab.train [experiment=NAME] [GROUP=OPTION ...] [KEY=VALUE .
 
 Groups (GROUP=OPTION)
 {groups}
-Top-level keys: seed, tags, ckpt_path, init_from
+Top-level keys: seed, tags, ckpt_path, init_from, resume
 Keys of a group: adapter.n_skills=4 trainer.max_steps=500 data.batch_size=64 optim.lr=1e-3 ...
 
 Examples

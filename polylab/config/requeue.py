@@ -22,7 +22,7 @@ _FREE = ("ckpt_path", "trainer.devices", "trainer.num_nodes")  # may differ betw
 
 def goes_on(cfg: DictConfig) -> bool:
     """Say whether a run is to continue what lies in its folder."""
-    return bool(cfg.resume) or ("TORCHELASTIC_RUN_ID" in os.environ and restarts() > 0)
+    return bool(cfg.get("resume")) or ("TORCHELASTIC_RUN_ID" in os.environ and restarts() > 0)
 
 
 def requeue_signal(cfg: DictConfig) -> signal.Signals | None:
@@ -43,6 +43,12 @@ def is_done(cfg: DictConfig, folder: Path) -> bool:
 
 
 def _check_same(cfg: DictConfig, folder: Path) -> None:
+    if not (folder / ASKED).is_file():
+        last = folder / "checkpoints" / "last.ckpt"
+        raise ConfigError(
+            f"{folder} holds a run with no record of its configuration ({ASKED}) · give "
+            f"ckpt_path={last} and another hydra.run.dir"
+        )
     before = _flat(OmegaConf.to_container(OmegaConf.load(folder / ASKED)))
     now = _flat(OmegaConf.to_container(cfg, resolve=True))
     keys = [key for key in {**before, **now} if key not in _FREE]

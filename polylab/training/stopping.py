@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
@@ -30,6 +31,7 @@ class Stopping(Callback):
         self._agreed: int = 0  # the one that all ranks stop for
         self._step = -1
         self._trains = False
+        self._process = os.getpid()
         if also is not None:
             _handle(also, self._note)
 
@@ -101,7 +103,8 @@ class Stopping(Callback):
         return signal.SIGTERM
 
     def _note(self, number: int, _: Any) -> None:
-        if not self._trains:
+        is_worker = os.getpid() != self._process  # SLURM signals those that load data, too
+        if (is_worker and number == signal.SIGTERM) or not (is_worker or self._trains):
             raise SystemExit(128 + number)
         self._received = number
 

@@ -158,3 +158,24 @@ def test_a_requeued_job_goes_on_where_it_was(
     assert other.code == 1
     (line,) = other.err.splitlines()
     assert line.startswith(f"{folder} holds another run: here seed=3, not 0; optim.lr=0.5, not ")
+
+
+def test_a_job_that_comes_no_further_is_not_requeued(
+    small: list[str], run_here: Launch, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Throughput, "on_fit_start", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    cut = run_here(*small, *BARE, "launch=slurm", cwd=tmp_path)
+    assert cut.code == 128 + signal.SIGUSR1
+    assert "not requeued: no step was made since the job was started" in cut.err
+    assert not slurm.exists()
+
+
+def test_the_other_commands_are_one_process(
+    run_here: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NTASKS": "5", "PROCID": "0", "NNODES": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    done = run_here("run=x", cwd=tmp_path, command="evaluate")
+    assert done.err == (
+        "polylab.evaluate is one process, but srun started 5 · start it without srun\n"
+    )

@@ -87,6 +87,12 @@ def test_the_end_of_an_epoch_saves_by_itself(trainer: Any) -> None:
     assert trainer.checkpoint_callback.saved == []
 
 
+def test_a_worker_that_loads_data_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stopping(also=signal.SIGUSR1)
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as after a fork
+    signal.raise_signal(signal.SIGUSR1)
+
+
 def test_outside_of_the_training_it_ends_at_once(trainer: Any) -> None:
     stopping = Stopping(also=signal.SIGUSR1)
     with pytest.raises(SystemExit, match="138"):
