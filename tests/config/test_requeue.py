@@ -62,7 +62,7 @@ def test_only_its_own_run_goes_on(tmp_path: Path) -> None:
     assert not requeue.is_done(_cfg(seed=1), tmp_path)
     _left(tmp_path, _cfg(seed=1, lr=0.1, warmup=3, name="a"))
     moved = _cfg(seed=1, lr=0.1, warmup=3, name="a", ckpt_path="x")
-    moved.trainer |= {"devices": 1, "num_nodes": 4}
+    moved.trainer.devices, moved.trainer.num_nodes = 1, 4
     assert not requeue.is_done(moved, tmp_path)
     other = _cfg(seed=2, lr=0.2, warmup=4, name="b", tags=[7])
     with pytest.raises(ConfigError, match=r"seed=2, not 1; lr=0.2, not 0.1; .* and 2 more · give"):
