@@ -23,6 +23,7 @@ from polylab.config.jobs import pick_up, recorded
 from polylab.config.launch import job_folder, launch, sweep_folder
 from polylab.config.sweeps import closing_sweep
 from polylab.parts import Parts, build_parts
+from polylab.ranks.wire import FailedRank
 from polylab.terminal.facts import device_name, facts
 from polylab.terminal.outcome import say_outcome, split_results, stopped_line
 from polylab.tracked import finished_logger
@@ -49,10 +50,11 @@ def task(cfg: DictConfig) -> float | None:
         SystemExit: With code 1, in a single run.
         ConfigError: In a sweep, whose other jobs go on.
         FloatingPointError: In a sweep, if the training diverged.
+        FailedRank: In a sweep, if another rank of the job failed.
     """
     try:
         return run(cfg)
-    except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
+    except (ConfigError, OmegaConfBaseException, FloatingPointError, FailedRank) as error:
         if wants_traceback():
             raise
         log.error(explain(error))
@@ -73,6 +75,8 @@ def run(cfg: DictConfig) -> float | None:
     check_config(cfg)
     with clean_environment():
         parts = build_parts(cfg, folder=folder)
+        from polylab.ranks.together import ending_together
+
         lead = parts.trainer.is_global_zero
         if lead:
             print(facts(cfg, parts, folder=folder), flush=True)
@@ -83,7 +87,7 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
-        with finished_logger(parts.logger, folder=folder):
+        with finished_logger(parts.logger, folder=folder), ending_together(parts.trainer):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
