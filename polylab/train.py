@@ -48,9 +48,8 @@ def task(cfg: DictConfig) -> float | None:
 
     Raises:
         SystemExit: With code 1, in a single run.
-        ConfigError: In a sweep, whose other jobs go on.
+        ConfigError: In a sweep, whose other jobs go on; also if another rank of the job failed.
         FloatingPointError: In a sweep, if the training diverged.
-        FailedRank: In a sweep, if another rank of the job failed.
     """
     try:
         return run(cfg)
@@ -58,6 +57,8 @@ def task(cfg: DictConfig) -> float | None:
         if wants_traceback():
             raise
         log.error(explain(error))
+        if sweep_folder() is not None and isinstance(error, FailedRank):
+            raise ConfigError(str(error)) from None  # whose traceback would be of no use
         if sweep_folder() is not None:
             raise
         raise SystemExit(1) from None
@@ -73,10 +74,10 @@ def run(cfg: DictConfig) -> float | None:
     folder, started = job_folder(), time.perf_counter()
     pick_up(cfg, folder)
     check_config(cfg)
+    from polylab.ranks.together import ending_together  # and with it torch
+
     with clean_environment():
         parts = build_parts(cfg, folder=folder)
-        from polylab.ranks.together import ending_together
-
         lead = parts.trainer.is_global_zero
         if lead:
             print(facts(cfg, parts, folder=folder), flush=True)

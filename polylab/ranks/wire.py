@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,10 +93,8 @@ class Wire:
         """Part from the others, which are no concern any more."""
         self._is_closed.set()
         for link in self._links.values():
-            try:
+            with suppress(OSError):  # the other end has closed it
                 link.shutdown(socket.SHUT_RDWR)  # wakes the listener
-            except OSError:
-                pass  # the other end has closed it
         self._listener.join(timeout=5)
         for link in self._links.values():
             link.close()
@@ -104,10 +103,8 @@ class Wire:
         line = json.dumps(asdict(ending)).encode() + b"\n"
         for peer, link in self._links.items():
             if peer != but:
-                try:
+                with suppress(OSError):  # it has ended itself
                     link.sendall(line)
-                except OSError:
-                    pass  # it has ended itself
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:

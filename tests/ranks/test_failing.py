@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +39,7 @@ class Tiny(LightningModule):
     val_dataloader = train_dataloader
 
 
-def _train(folder, rank, fail):
+def _train(folder, fail):
     trainer = Trainer(
         accelerator="cpu",
         devices=fail.pop("ranks", 2),
@@ -74,7 +73,7 @@ def _rank(folder, rank, port, fail):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": n}
     os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
     try:
-        _train(folder, rank, {**fail})
+        _train(folder, {**fail})
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
