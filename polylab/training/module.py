@@ -22,7 +22,6 @@ from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
     build_schedule,
-    check_ranks,
     check_router_steps,
     clip_by_group,
     grad_norms,
@@ -143,7 +142,6 @@ class PolyModule(EvaluatedModule):
                 f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
                 f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
             )
-        check_ranks(self.optim, self.trainer.world_size)
         self._anneal()  # a wrong length is refused now, not after hours
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
@@ -195,7 +193,7 @@ class PolyModule(EvaluatedModule):
         Batches differ in tokens, so that the mean of their means would depend on the slicing.
         """
         if isinstance(optimizer, LazyRows):
-            optimizer.mark(torch.cat(self._task_ids))
+            optimizer.mark(self.all_gather(torch.cat(self._task_ids)))  # type: ignore[arg-type]
         self._task_ids.clear()
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)

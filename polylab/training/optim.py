@@ -153,19 +153,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return LazyRows(optimizer, task_tables(model)) if config.router == "lazy" else optimizer
 
 
-def check_ranks(config: OptimConfig, world_size: int) -> None:
-    """Refuse what needs all of a batch on one device.
-
-    Raises:
-        ValueError: If router rows are stepped lazily on several ranks.
-    """
-    if config.router == "lazy" and world_size > 1:
-        raise ValueError(
-            f"optim.router=lazy on {world_size} ranks is not available: each would step the rows "
-            "of its own tasks only. Give trainer.devices=1, or optim.router=dense."
-        )
-
-
 def check_router_steps(saved: str, config: OptimConfig) -> None:
     """Refuse a checkpoint whose optimiser counts the routers' steps in another way.
 
