@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
-from polylab.training.distributed import gather_objects
+from polylab.training.distributed import gather_objects, gather_tensors
 from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
@@ -193,7 +193,7 @@ class PolyModule(EvaluatedModule):
         Batches differ in tokens, so that the mean of their means would depend on the slicing.
         """
         if isinstance(optimizer, LazyRows):
-            optimizer.mark(self.all_gather(torch.cat(self._task_ids)))  # type: ignore[arg-type]
+            optimizer.mark(gather_tensors(torch.cat(self._task_ids)))
         self._task_ids.clear()
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)

@@ -1,12 +1,8 @@
 """One rank fails: every rank ends, says which one it was and why, whatever had started them."""
 
-import multiprocessing
 import os
 import signal
-import socket
 import sys
-import time
-import traceback
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from polylab.ranks import wire
 from polylab.ranks.together import ending_together
 from polylab.ranks.wire import FailedRank
 from tests.ranks.failing import Fail
+from tests.ranks.starting import start_ranks
 
 
 class Tiny(LightningModule):
@@ -40,9 +37,11 @@ class Tiny(LightningModule):
 
 
 def _train(folder, fail):
+    if fail.get("stuck") or fail["how"] == "pause":
+        wire._PATIENCE.update(failed=1, gone=1)
     trainer = Trainer(
         accelerator="cpu",
-        devices=fail.pop("ranks", 2),
+        devices=int(os.environ["WORLD_SIZE"]),
         strategy="ddp",
         callbacks=[Fail(**fail)],
         max_steps=6,
@@ -64,48 +63,10 @@ def _train(folder, fail):
         raise SystemExit(1) from None
 
 
-def _rank(folder, rank, port, fail):
-    """A process that nobody watches."""
-    error = os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT)
-    os.dup2(error, 2)
-    sys.stderr = os.fdopen(2, "w")
-    n = str(fail.get("ranks", 2))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": n}
-    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
-    try:
-        _train(folder, {**fail})
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-
-
 @pytest.fixture
-def end_of(tmp_path, monkeypatch):
+def end_of(tmp_path):
     """The exit codes and the error output of ranks of which one fails."""
-    monkeypatch.setattr(wire, "_PATIENCE", {"failed": 1, "gone": 1, "stopped": 1})
-    # what is imported already need not be again; nothing here has threads of the autograd engine
-    context = multiprocessing.get_context("fork")
-
-    def run(**fail):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [
-            context.Process(target=_rank, args=(tmp_path, rank, port, fail))
-            for rank in range(fail.get("ranks", 2))
-        ]
-        for process in ranks:
-            process.start()
-        until = time.monotonic() + 30
-        for process in ranks:
-            process.join(until - time.monotonic())
-        codes = [process.exitcode for process in ranks]
-        for process in ranks:
-            process.kill()
-        return codes, [(tmp_path / f"{rank}.err").read_text() for rank in range(len(ranks))]
-
-    return run
+    return lambda ranks=2, **fail: start_ranks(_train, tmp_path, ranks, fail)
 
 
 @pytest.mark.parametrize("where", ["step", "validation"])
