@@ -14,6 +14,9 @@ def train(folder, jobs, overrides=()):
     for name, own in jobs.items():
         if n != "1":  # each job is one of these processes alone, as where no sweep runs
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-        run = [f"hydra.run.dir={folder / name}", f"hydra.job.name=rank{os.environ.get('LOCAL_RANK', 0)}"]
+        run = [
+            f"hydra.run.dir={folder / name}",
+            f"hydra.job.name=rank{os.environ.get('LOCAL_RANK', 0)}",
+        ]
         sys.argv = ["polylab-train", *overrides, *own, *ranks, *run]
         main()
