@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from polylab.poly.sharding import whole
 from polylab.training.lazy_rows import LazyRows, task_tables
 
 Number = float | int  # YAML writes whole numbers without a point
@@ -261,5 +262,5 @@ def grad_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if gradients:
-            norms[group["name"]] = nn.utils.get_total_norm(gradients)
+            norms[group["name"]] = whole(nn.utils.get_total_norm(gradients))
     return norms
