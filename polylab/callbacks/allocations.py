@@ -86,6 +86,8 @@ class AllocationSource:
         if not self.is_input_routed or key in self._batches or not isinstance(batch, Mapping):
             return
         self._batches.add(key)
+        if "filler" in batch:  # shows nothing new: only the number of batches needs it
+            return
         prefix = "prompt_" if "prompt_ids" in batch else ""
         inputs = batch.get("prompt_ids", batch.get("input_ids"))
         if inputs is None:
