@@ -27,7 +27,8 @@ def where(device: str) -> dict[str, str]:
         "transformers": transformers.__version__,
         "peft": _version("peft"),
         "polylab": polylab.__version__,
-        "command": "python " + " ".join([f"experiments/speed/{Path(sys.argv[0]).name}", *_arguments()]),
+        "command": "python "
+        + " ".join([f"experiments/speed/{Path(sys.argv[0]).name}", *_arguments()]),
     }
 
 

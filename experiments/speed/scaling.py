@@ -232,6 +232,11 @@ def _look(ranks: list[dict[str, Any]], *, step: float) -> dict[str, Any]:
         for name, seconds in report["hooks"].items()
         if name.startswith("[LightningModule]") and name.endswith(".on_validation_epoch_end")
     )
+    ends = sum(
+        seconds
+        for hook, seconds in hooks.items()
+        if hook.startswith("[Callback]") and hook.endswith((".on_train_start", ".on_train_end"))
+    )
     saved = looks.pop("RunCheckpoint", 0.0)
     every = 1000 * EVERY * step
     return {
@@ -239,6 +244,7 @@ def _look(ranks: list[dict[str, Any]], *, step: float) -> dict[str, Any]:
         "look ms": sum(looks.values()),
         "checkpoint ms": saved,
         "metrics ms": 1000 * metrics,
+        "ends s": ends,
         "look share": (sum(looks.values()) + 1000 * metrics) / every,
     }
 

@@ -38,7 +38,7 @@ def fixed_lengths(shape: Shape) -> tuple[int, int]:
 
 
 def make_data(shape: Shape, *, batch_size: int, steps: int, seed: int = 0) -> DataModule:
-    """polylab's own data module over generated tasks; every row has the same length.
+    """The data module of polylab module over generated tasks; all rows have one length.
 
     Args:
         shape: Its lengths and its vocabulary.

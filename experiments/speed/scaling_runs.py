@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def run_rank(job: Job, rank: int, sender: Connection) -> None:
 
 
 def _make_model(job: Job, rank: int) -> PolyModel:
-    """Random weights, drawn on the device itself: billions of them take seconds there."""
+    """Random weights; billions of them take seconds if they are drawn on the device itself."""
     device = f"cuda:{rank}" if job.device == "cuda" else "cpu"
     base = make_base(job.shape, device=device, dtype=getattr(torch, job.dtype))
     base.config.pad_token_id = base.generation_config.pad_token_id = 0  # type: ignore[union-attr]
@@ -93,8 +94,7 @@ def _make_model(job: Job, rank: int) -> PolyModel:
         target_modules=[*job.shape.targets],
         noise_source="keyed",
     )
-    with torch.device(device):
-        return get_peft_model(base, config)
+    return get_peft_model(base, config)
 
 
 class _Staying(PolyModule):
@@ -134,7 +134,9 @@ def _fit(job: Job, rank: int) -> dict[str, Any]:
         callbacks=callbacks,
     )
     trainer.fit(module, datamodule=data)
-    hooks = {name: sum(times) for name, times in profiler.recorded_durations.items()}
+    own = f"[Callback]{clock.state_key}."
+    times = profiler.recorded_durations
+    hooks = {name: sum(times[name]) for name in times if not name.startswith(own)}
     return {**clock.report(), "hooks": hooks, "callbacks": [c.state_key for c in callbacks[1:]]}
 
 
@@ -180,7 +182,11 @@ class Clock(Callback):
         reset_peaks(self._job.device)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if batch_idx == 0:
             self._tokens = _tokens(batch, joined=self._job.shape.target_seq is None)
@@ -249,7 +255,7 @@ def mark(device: str) -> Any:
 
 def intervals(marks: list[Any], device: str) -> list[float]:
     """Seconds from one mark to the next."""
-    pairs = list(zip(marks, marks[1:], strict=False))
+    pairs = list(pairwise(marks))
     if device == "cpu":
         return [after - before for before, after in pairs]
     wait(device)
@@ -258,8 +264,8 @@ def intervals(marks: list[Any], device: str) -> list[float]:
 
 def reset_peaks(device: str) -> None:
     """Begin to look for the peak anew, without what is cached."""
-    free(device)
     if device == "cuda":
+        free(device)
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -64,7 +64,7 @@ def scaling(rows: list[dict[str, Any]]) -> list[str]:
         return lines
     heads = (
         *("shape", "strategy", "GPUs", "callbacks in a step %", "a log line ms", "%"),
-        *("a look ms", "metrics ms", "%", "a checkpoint ms"),
+        *("a look ms", "metrics ms", "%", "a checkpoint ms", "ends s"),
     )
     lines += ["", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     return lines + [_cost(row) for row in looked]
@@ -90,7 +90,7 @@ def _cost(row: dict[str, Any]) -> str:
     log = "-" if row["log ms"] is None else f"{row['log ms']:.1f}"
     cells = [row["shape"], row["strategy"], str(row["devices"]), share("step share"), log]
     cells += [share("log share"), f"{row['look ms']:.0f}", f"{row['metrics ms']:.0f}"]
-    cells += [share("look share"), f"{row['checkpoint ms']:.0f}"]
+    cells += [share("look share"), f"{row['checkpoint ms']:.0f}", f"{row['ends s']:.1f}"]
     return "| " + " | ".join(cells) + " |"
 
 
