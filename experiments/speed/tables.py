@@ -52,6 +52,8 @@ def read_scaling() -> list[dict[str, Any]]:
 
 def scaling(rows: list[dict[str, Any]]) -> list[str]:
     """Steps and memory on several GPUs, and what callbacks and metrics take there."""
+    if not rows:
+        return []
     heads = "shape", "strategy", "GPUs", "run", "step ms", "tokens/s", "efficiency", "GiB of each"
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in rows:
