@@ -8,7 +8,7 @@ from torch import distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from polylab.poly.sharding import average_router_gradients, is_sharded, shard, whole
+from polylab.poly.sharding import average_gradients, is_sharded, shard, whole
 from tests.poly.tiny import BATCH, inputs_of, poly, task_ids
 
 # [0, 5, 2, 5] over two ranks: task 0 is missing on the second, 2 on the first, 1, 3 and 4 on both
@@ -44,7 +44,7 @@ def gradients_of(model, call, kind, *, first, rows):
     inputs = {name: tensor[part] for name, tensor in inputs_of(kind).items()}
     call(**inputs, task_ids=task_ids()[part]).loss.backward()
     if is_sharded(model):
-        average_router_gradients(model)
+        average_gradients(p for n, p in model.named_parameters() if "poly_router" in n)
     return {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 
