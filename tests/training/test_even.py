@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer, seed_everything
 from polylab.callbacks import RoutingUse
 from polylab.callbacks.base import AllocationCallback
 from polylab.data import DataModule, Example, TaskCollection, TaskData
+from polylab.training import ShardedStrategy
+from polylab.training.distributed import gather_objects
 from tests.training.conftest import Memory, _on_two_ranks, build_module
 
 CHOICES = ("yes", "no", "perhaps", "neither of them")
@@ -68,7 +70,7 @@ class _Sees(AllocationCallback):
         self.weights = {name: w.numpy() for name, w in sight.allocations.weights.items()}
 
 
-def _run(kind, *, devices):
+def _run(kind, *, strategy=None):
     """A training with validations and a test: how often the backbone ran, and what was found."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     adapter, eval_batch_size = KINDS[kind]
@@ -90,8 +92,8 @@ def _run(kind, *, devices):
     seed_everything(3, verbose=False)
     trainer = Trainer(
         accelerator="cpu",
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        devices=1 if strategy is None else 2,
+        strategy=strategy or "auto",
         max_steps=2,
         callbacks=[sees, RoutingUse()],
         logger=memory,
@@ -120,12 +122,16 @@ def _run(kind, *, devices):
     }
 
 
-def _as_if_sharded(_folder):
-    """On a rank: whatever asks whether a model is sharded hears that it is."""
+def _on_a_rank(_folder):
+    """First whatever asks whether a model is sharded hears that it is; then one really is."""
     with ExitStack() as patches:
         for name in READERS:
             patches.enter_context(mock.patch(f"polylab.{name}.is_sharded", return_value=True))
-        return {kind: _run(kind, devices=2) for kind in KINDS}
+        found = {kind: _run(kind, strategy="ddp") for kind in KINDS}
+    first, *others = gather_objects([run["counts"] for run in found.values()])
+    if others == [first]:  # else it would wait for ever
+        found["sharded gpt2"] = _run("gpt2", strategy=ShardedStrategy())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +139,13 @@ def ranks(tmp_path_factory):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    return _on_two_ranks(_as_if_sharded, port, tmp_path_factory.mktemp("ranks"))
+    return _on_two_ranks(_on_a_rank, port, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ranks_run_the_backbone_as_often_and_find_what_one_finds(ranks, kind):
-    one, (first, second) = _run(kind, devices=1), (rank[kind] for rank in ranks)
+@pytest.mark.parametrize("case", [*KINDS, "sharded gpt2"])
+def test_ranks_run_the_backbone_as_often_and_find_what_one_finds(ranks, case):
+    kind = case.split()[-1]
+    one, (first, second) = _run(kind), (rank[case] for rank in ranks)
     assert first["counts"] == second["counts"]
     trained, tested = first["counts"]
     assert all(0 < before < after for before, after in zip(trained, tested, strict=True))
