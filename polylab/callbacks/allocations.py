@@ -111,6 +111,8 @@ class AllocationSource:
         if inputs is None:
             return
         mask = batch.get(f"{prefix}attention_mask")
+        if prefix and mask is not None:
+            inputs, mask = _padded_right(inputs, mask)
         ids = batch.get("task_ids")
         tasks = [0] * len(inputs) if ids is None or ids.dim() != 1 else ids.tolist()
         # a router may read both
@@ -194,6 +196,12 @@ def _first(
                 counts[task] = counts.get(task, 0) + 1
                 chosen.setdefault(place, []).append(row)
     return chosen, counts
+
+
+def _padded_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that start at the first position, as in training, whatever is padded beside them."""
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
 
 
 def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
