@@ -2,7 +2,7 @@
 
 The backbone and the skills are sharded, block by block. The routers are not: they are small, all
 of an adapter are evaluated at once before the backbone runs, and what is logged of a routing reads
-them at any time. Every rank holds them whole, and `average_router_gradients` keeps them equal.
+them at any time. Every rank holds them whole, and `average_gradients` keeps them equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 __all__ = [
-    "average_router_gradients",
+    "average_gradients",
     "is_sharded",
     "local_part",
     "shard",
@@ -81,8 +81,8 @@ def _placement(parameter: nn.Parameter, ranks: int) -> Shard:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of `model` are sharded, so that each forward is one of all ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether `shard` has sharded this model, so that each forward is one of all ranks."""
+    return isinstance(getattr(model, "model", model), FSDPModule)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -111,18 +111,18 @@ def _shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def average_router_gradients(model: nn.Module) -> None:
-    """Replace the gradients of the routers, which every rank holds whole, by their mean over ranks.
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients of routers, which every rank holds whole, by their mean over ranks.
 
-    In one exchange. A router without a gradient on a rank counts as zero there.
+    In one exchange. A parameter without a gradient on a rank counts as zero there.
     """
-    routers = [p for p in _routers(model) if p.requires_grad]
-    if not routers or not distributed.is_initialized():
-        return
-    for parameter in routers:
+    grads = []
+    for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    grads = [parameter.grad for parameter in routers if parameter.grad is not None]
+        grads.append(parameter.grad)
+    if not grads:
+        return
     flat = torch.cat([grad.flatten() for grad in grads])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
@@ -131,5 +131,5 @@ def average_router_gradients(model: nn.Module) -> None:
 
 
 def _routers(model: nn.Module) -> list[nn.Parameter]:
-    named: Iterable[tuple[str, nn.Parameter]] = model.named_parameters()
+    named = model.named_parameters()
     return [parameter for name, parameter in named if "poly_router" in name.split(".")]

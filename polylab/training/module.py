@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from polylab.poly.sharding import average_router_gradients, is_sharded, shard
+from polylab.poly.sharding import average_gradients, is_sharded, shard
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects
 from polylab.training.evaluated import EvaluatedModule
@@ -28,6 +28,7 @@ from polylab.training.optim import (
     check_router_steps,
     clip_by_group,
     grad_norms,
+    router_parameters,
     scale_gradients,
     uniform_share,
 )
@@ -206,7 +207,7 @@ class PolyModule(EvaluatedModule):
             optimizer.mark(torch.cat(self._task_ids))
         self._task_ids.clear()
         if is_sharded(self.model):
-            average_router_gradients(self.model)
+            average_gradients(router_parameters(optimizer))
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             scale_gradients(optimizer, scale)
