@@ -90,6 +90,7 @@ def run(cfg: DictConfig) -> float | None:
             carry_best(parts, ckpt_path=cfg.ckpt_path)
         with finished_logger(parts.logger, folder=folder), ending_together(parts.trainer):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
+            save_trained(parts, folder=folder)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
@@ -151,21 +152,24 @@ def save_mix(parts: Parts, *, folder: Path) -> None:
         write_mix(folder / "mix.csv", data.mix, module.examples_seen)
 
 
-def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:
-    """Write the adapter, if there is one, and then `metrics.json`, the sign of a finished run."""
+def save_trained(parts: Parts, *, folder: Path) -> None:
+    """Write the adapter, if there is one; all ranks call this, since each may hold a part."""
     from polylab import PolyModel
-    from polylab.callbacks import Recovery
-    from polylab.training import (
-        ClassificationModule,
-        count_trainable,
-        save_adapter,
-        write_metrics,
-    )
+    from polylab.training import ClassificationModule, save_adapter
 
-    if isinstance(parts.model, PolyModel):
-        save_adapter(parts.model, folder / "adapter", parts.task_names)
-        if isinstance(parts.module, ClassificationModule):
-            parts.module.save_labels(folder / "adapter" / "labels.json")
+    if not isinstance(parts.model, PolyModel):
+        return
+    lead = parts.trainer.is_global_zero
+    save_adapter(parts.model, folder / "adapter", parts.task_names, is_main_process=lead)
+    if lead and isinstance(parts.module, ClassificationModule):
+        parts.module.save_labels(folder / "adapter" / "labels.json")
+
+
+def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:
+    """Write `metrics.json`, the sign of a finished run."""
+    from polylab.callbacks import Recovery
+    from polylab.training import count_trainable, write_metrics
+
     values = {key: value.item() for key, value in parts.trainer.callback_metrics.items()}
     callbacks = parts.trainer.callbacks  # type: ignore[attr-defined]
     recoveries = [callback.result for callback in callbacks if isinstance(callback, Recovery)]

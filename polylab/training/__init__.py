@@ -8,6 +8,7 @@ from polylab.training.mix import write_mix
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
 from polylab.training.results import count_trainable, write_metrics
+from polylab.training.sharding import ShardedStrategy
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -16,6 +17,7 @@ __all__ = [
     "OptimConfig",
     "PolyModule",
     "RunCheckpoint",
+    "ShardedStrategy",
     "count_trainable",
     "save_adapter",
     "write_atomically",

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from polylab.poly.sharding import average_gradients, is_sharded, shard
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects, gather_tensors
 from polylab.training.evaluated import EvaluatedModule
@@ -25,6 +27,7 @@ from polylab.training.optim import (
     check_router_steps,
     clip_by_group,
     grad_norms,
+    router_parameters,
     scale_gradients,
     uniform_share,
 )
@@ -135,6 +138,12 @@ class PolyModule(EvaluatedModule):
         self.strict_loading = False  # the frozen part is not in the file; see on_load_checkpoint
         self.train()  # from_pretrained gives eval mode, which Lightning would keep
 
+    def configure_model(self) -> None:
+        """Under `trainer=fsdp` shard the model."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
+
     # Training
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optim.clip is not None and self.trainer.gradient_clip_val:
@@ -185,7 +194,7 @@ class PolyModule(EvaluatedModule):
         """Whether an example's loss is its own: noise by its row, no priors on the whole batch."""
         config = self.model.config_of(self.model.active_adapter)
         is_own = config.noise_source == "keyed" and not config.priors
-        return is_own and self.device.type == "cpu"
+        return is_own and self.device.type == "cpu" and not is_sharded(self.model)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Say which tasks the step is for; scale to the mean over the whole global batch's tokens.
@@ -195,6 +204,8 @@ class PolyModule(EvaluatedModule):
         if isinstance(optimizer, LazyRows):
             optimizer.mark(gather_tensors(torch.cat(self._task_ids)))
         self._task_ids.clear()
+        if is_sharded(self.model):
+            average_gradients(router_parameters(optimizer))
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             scale_gradients(optimizer, scale)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from polylab.poly.sharding import whole
 from polylab.training.lazy_rows import LazyRows, task_tables
 
 Number = float | int  # YAML writes whole numbers without a point
@@ -242,11 +243,17 @@ def scale_gradients(optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
                 parameter.grad.mul_(scale)
 
 
+def router_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Those that the optimiser steps as routers."""
+    groups = [group for group in optimizer.param_groups if group["name"] == "router"]
+    return [parameter for group in groups for parameter in group["params"]]
+
+
 def grad_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The gradient norm of each group, on its device (no transfer to the host)."""
     norms = {}
     for group in optimizer.param_groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if gradients:
-            norms[group["name"]] = nn.utils.get_total_norm(gradients)
+            norms[group["name"]] = whole(nn.utils.get_total_norm(gradients))
     return norms
