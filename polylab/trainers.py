@@ -89,6 +89,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # the CSV logger writes into the run's folder, which is never empty
     warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
+    # what is logged is equal on all ranks already; Lightning believes that on several ranks only
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
     from transformers.utils.logging import disable_progress_bar
 
