@@ -27,6 +27,7 @@ from polylab.config.ranks import match_ranks
 from polylab.config.requeue import ASKED, NO_ADVANCE, is_done, requeue, requeue_signal
 from polylab.config.sweeps import closing_sweep
 from polylab.parts import Parts, build_parts
+from polylab.ranks.wire import FailedRank
 from polylab.terminal.facts import device_name, facts
 from polylab.terminal.outcome import say_outcome, split_results, stopped_line
 from polylab.tracked import finished_logger
@@ -53,16 +54,18 @@ def task(cfg: DictConfig) -> float | None:
 
     Raises:
         SystemExit: With code 1, in a single run.
-        ConfigError: In a sweep, whose other jobs go on.
+        ConfigError: In a sweep, whose other jobs go on; also if another rank of the job failed.
         FloatingPointError: In a sweep, if the training diverged.
     """
     try:
         return run(cfg)
-    except (ConfigError, OmegaConfBaseException, FloatingPointError) as error:
+    except (ConfigError, OmegaConfBaseException, FloatingPointError, FailedRank) as error:
         if wants_traceback():
             raise
         await_first()
         log.error(explain(error))
+        if sweep_folder() is not None and isinstance(error, FailedRank):
+            raise ConfigError(str(error)) from None  # whose traceback would be of no use
         if sweep_folder() is not None:
             raise
         raise SystemExit(1) from None
@@ -84,6 +87,8 @@ def run(cfg: DictConfig) -> float | None:
     asked = cfg.copy()
     pick_up(cfg, folder)
     check_config(cfg)
+    from polylab.ranks.together import ending_together  # and with it torch
+
     with clean_environment():
         parts = build_parts(cfg, folder=folder)
         lead = parts.trainer.is_global_zero
@@ -98,8 +103,11 @@ def run(cfg: DictConfig) -> float | None:
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
         stopping = add_stopping(parts, cfg)
-        with requeued(stopping, is_lead=lead), finished_logger(parts.logger, folder=folder):
+        together = ending_together(parts.trainer)
+        tracked = finished_logger(parts.logger, folder=folder)
+        with requeued(stopping, is_lead=lead), tracked, together:
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
+            save_trained(parts, folder=folder)
             if lead:
                 seconds = round(time.perf_counter() - started, 2)
                 save_results(parts, folder=folder, kept=kept, seconds=seconds)
@@ -186,21 +194,24 @@ def save_mix(parts: Parts, *, folder: Path) -> None:
         write_mix(folder / "mix.csv", data.mix, module.examples_seen)
 
 
-def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:
-    """Write the adapter, if there is one, and then `metrics.json`, the sign of a finished run."""
+def save_trained(parts: Parts, *, folder: Path) -> None:
+    """Write the adapter, if there is one; all ranks call this, since each may hold a part."""
     from polylab import PolyModel
-    from polylab.callbacks import Recovery
-    from polylab.training import (
-        ClassificationModule,
-        count_trainable,
-        save_adapter,
-        write_metrics,
-    )
+    from polylab.training import ClassificationModule, save_adapter
 
-    if isinstance(parts.model, PolyModel):
-        save_adapter(parts.model, folder / "adapter", parts.task_names)
-        if isinstance(parts.module, ClassificationModule):
-            parts.module.save_labels(folder / "adapter" / "labels.json")
+    if not isinstance(parts.model, PolyModel):
+        return
+    lead = parts.trainer.is_global_zero
+    save_adapter(parts.model, folder / "adapter", parts.task_names, is_main_process=lead)
+    if lead and isinstance(parts.module, ClassificationModule):
+        parts.module.save_labels(folder / "adapter" / "labels.json")
+
+
+def save_results(parts: Parts, *, folder: Path, kept: str, seconds: float) -> None:
+    """Write `metrics.json`, the sign of a finished run."""
+    from polylab.callbacks import Recovery
+    from polylab.training import count_trainable, write_metrics
+
     values = {key: value.item() for key, value in parts.trainer.callback_metrics.items()}
     callbacks = parts.trainer.callbacks  # type: ignore[attr-defined]
     recoveries = [callback.result for callback in callbacks if isinstance(callback, Recovery)]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.errors import ConfigError, user_mistakes
 from polylab.config.ranks import started_ranks
-from polylab.config.targets import check_arguments, plain_container
+from polylab.config.targets import build, check_arguments, plain_container
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
@@ -36,6 +36,8 @@ def build_trainer(
     node = lightning_node(cfg.trainer)
     _avoid_broken_kernels()
     arguments = plain_container(node)
+    if OmegaConf.is_dict(node.strategy):
+        arguments["strategy"] = build(node.strategy, key="trainer.strategy")
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
     arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO(), *_environment()]
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
@@ -106,6 +108,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* is not empty")
     # on a cluster's login node, or in a job of one task
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    # what is logged is equal on all ranks already; Lightning believes that on several ranks only
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
     import lightning.pytorch  # noqa: F401 - which sets its loggers' levels
     from transformers.utils.logging import disable_progress_bar
 

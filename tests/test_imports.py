@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "config": set(),
     "terminal": {"callbacks", "config", "data", "parts", "poly", "training"},
+    "ranks": set(),
     "reporting": {"callbacks", "poly"},
     "papers": {"callbacks", "config"},
     "testing": {"poly"},

@@ -6,10 +6,10 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
@@ -25,9 +25,10 @@ def where(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "peft": _version("peft"),
         "polylab": polylab.__version__,
-        "command": "python " + " ".join(["experiments/speed/bench.py", *_arguments()]),
+        "command": "python "
+        + " ".join([f"experiments/speed/{Path(sys.argv[0]).name}", *_arguments()]),
     }
 
 
@@ -55,6 +56,14 @@ def _arguments() -> list[str]:
         place = given.index("--save")
         del given[place : place + 2]
     return given
+
+
+def _version(package: str) -> str:
+    """Without an import: PEFT's asks CUDA, and then this process could not fork any more."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _cell(value: Any) -> str:

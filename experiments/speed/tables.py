@@ -44,6 +44,58 @@ def decode() -> list[str]:
     return lines
 
 
+def read_scaling() -> list[dict[str, Any]]:
+    """All lines of `scaling.py`, if there are some."""
+    files = sorted((HERE / "results").glob("scaling*.jsonl"))
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def scaling(rows: list[dict[str, Any]]) -> list[str]:
+    """Steps and memory on several GPUs, and what callbacks and metrics take there."""
+    if not rows:
+        return []
+    heads = "shape", "strategy", "GPUs", "run", "step ms", "tokens/s", "efficiency", "GiB of each"
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for row in rows:
+        cells = [str(row[key]) for key in ("shape", "strategy", "devices", "run")]
+        cells.append(f"{row['step ms']:.1f} ({row['min ms']:.1f} to {row['max ms']:.1f})")
+        cells += [f"{row['tokens/s']:,.0f}", _efficiency(row), _memory(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    looked = [row for row in rows if "look ms" in row]
+    if not looked:
+        return lines
+    heads = (
+        *("shape", "strategy", "GPUs", "callbacks in a step %", "a log line ms", "%"),
+        *("a look ms", "metrics ms", "%", "a checkpoint ms", "ends s"),
+    )
+    lines += ["", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    return lines + [_cost(row) for row in looked]
+
+
+def _efficiency(row: dict[str, Any]) -> str:
+    if "efficiency" not in row:
+        return "-"
+    low, high = min(row["efficiencies"]), max(row["efficiencies"])
+    return f"{row['efficiency']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    """Tensors and, where it is known, what the allocator holds: a pair for each device."""
+    pairs = zip(row["allocated GiB"], row["reserved GiB"], strict=True)
+    return ", ".join(f"{a:.2f}" if r is None else f"{a:.2f} / {r:.2f}" for a, r in pairs)
+
+
+def _cost(row: dict[str, Any]) -> str:
+    def share(name: str) -> str:
+        return f"{100 * row[name]:.2f}" if name in row else "-"
+
+    log = "-" if row["log ms"] is None else f"{row['log ms']:.1f}"
+    cells = [row["shape"], row["strategy"], str(row["devices"]), share("step share"), log]
+    cells += [share("log share"), f"{row['look ms']:.0f}", f"{row['metrics ms']:.0f}"]
+    cells += [share("look share"), f"{row['checkpoint ms']:.0f}", f"{row['ends s']:.1f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
 def _step(own: dict[str, Any], lora: dict[str, Any]) -> str:
     text = f"{own['of LoRA']:.2f} ({own['quartiles']})"
     if own is lora or own["GiB"] is None:
@@ -57,6 +109,7 @@ def main() -> None:
         ("eager", steps("eager")),
         ("compiled", steps("compiled")),
         ("decoding", decode()),
+        ("several GPUs", scaling(read_scaling())),
     ):
         print(f"{title}\n", *lines, "", sep="\n")
 

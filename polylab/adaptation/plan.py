@@ -215,6 +215,13 @@ def _check_plan(cfg: DictConfig, plan: Plan) -> None:
             f"trainer.devices={cfg.trainer.devices} makes {trainer.world_size} ranks · this "
             "command runs on one device · start one per device, each with adapt.tasks=[...]"
         )
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigError(
+            f"trainer.strategy={type(trainer.strategy).__name__} · this command adapts one model "
+            "that is whole, again and again · give trainer=default, cpu or gpu"
+        )
     from polylab.adaptation.methods import attached
 
     check_packing(cfg, plan.model)

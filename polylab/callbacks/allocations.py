@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
@@ -16,11 +17,15 @@ from polylab.poly.alike import by_shape
 from polylab.poly.heads import nats
 from polylab.poly.inspection import task_choices
 from polylab.poly.model import PolyModel
+from polylab.poly.sharding import is_sharded
 from polylab.training.distributed import gather_objects
 
 __all__ = ["AllocationSource", "Allocations", "ExampleRouting", "find_poly_model"]
 
 EXAMPLES_PER_TASK = 8
+
+Place = tuple[int, ...]
+"""Of a batch: loader, number, rank."""
 
 
 def find_poly_model(module: LightningModule) -> PolyModel | None:
@@ -41,11 +46,25 @@ class _Sums:
         self.entropy = self.entropy + entropy
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Examples out of one batch, padded alike, so that they can be run together."""
+
+    place: Place
+    tasks: list[int]
+    inputs: dict[str, Tensor]
+
+    def only(self, rows: list[int]) -> _Piece:
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return _Piece(self.place, [self.tasks[i] for i in rows], inputs)
+
+
 class AllocationSource:
     """The current allocations of one model, shared by all callbacks that look at it.
 
-    A task router is read directly. An input router is asked, during each validation, about the
-    first `EXAMPLES_PER_TASK` inputs of every task: one more forward pass of these.
+    A task router is read directly. An input router is asked, at the end of each validation, about
+    the first `EXAMPLES_PER_TASK` inputs of every task over all ranks: one more forward pass of
+    these.
     """
 
     _of_models: ClassVar[WeakKeyDictionary[PolyModel, AllocationSource]] = WeakKeyDictionary()
@@ -74,15 +93,16 @@ class AllocationSource:
     def reset(self) -> None:
         """Forget all examples."""
         self._counts: dict[int, int] = {}
-        self._sums: dict[str, _Sums] = {}
-        self._batches: set[tuple[int, int]] = set()
+        self._pieces: list[_Piece] = []
+        self._spare: _Piece | None = None  # what a rank with less to ask asks meanwhile
+        self._batches: set[Place] = set()
         self._gathered: Allocations | None = None
         self._occasion: object = None
         self._reading: Allocations | None = None
         self._readers: set[int] = set()
 
-    def observe(self, batch: Any, *, key: tuple[int, int]) -> None:
-        """Ask an input router about a validation batch; a batch `key` counts once."""
+    def observe(self, batch: Any, *, key: Place) -> None:
+        """Keep what an input router is to be asked of a validation batch; a `key` counts once."""
         if not self.is_input_routed or key in self._batches or not isinstance(batch, Mapping):
             return
         self._batches.add(key)
@@ -91,19 +111,16 @@ class AllocationSource:
         if inputs is None:
             return
         mask = batch.get(f"{prefix}attention_mask")
+        if prefix and mask is not None:
+            inputs, mask = _padded_right(inputs, mask)
         ids = batch.get("task_ids")
         tasks = [0] * len(inputs) if ids is None or ids.dim() != 1 else ids.tolist()
-        rows = self._take(tasks)
-        if not rows:
-            return
-        mixed = self._model.mixing_weights(
-            input_ids=inputs[rows],
-            attention_mask=None if mask is None else mask[rows],
-            task_ids=None if ids is None else ids[rows],  # a router may read both
-        )
-        kept = [tasks[i] for i in rows]
-        for name, w in mixed.items():
-            self._add(name, *_row_means(w, None if mask is None else mask[rows]), tasks=kept)
+        # a router may read both
+        read = {"input_ids": inputs, "attention_mask": mask, "task_ids": ids}
+        piece = _Piece(key, tasks, {name: t for name, t in read.items() if t is not None})
+        self._spare = self._spare or piece.only([0])
+        if "filler" not in batch and (rows := self._take(tasks)):
+            self._pieces.append(piece.only(rows))
 
     def read(self) -> Allocations | None:
         """Allocations now; None for an input router that has seen no example yet.
@@ -138,23 +155,53 @@ class AllocationSource:
                 rows.append(i)
         return rows
 
-    def _add(self, layer: str, weights: Tensor, entropies: Tensor, *, tasks: list[int]) -> None:
-        sums = self._sums.setdefault(layer, _Sums())
-        for task, w, entropy in zip(tasks, weights, entropies, strict=True):
-            sums.add(task, w, entropy)
+    def _ask(self, chosen: Mapping[Place, list[int]]) -> dict[str, _Sums]:
+        """Sums over the chosen rows of this rank's pieces, by layer."""
+        found: dict[str, _Sums] = {}
+        pieces = [p.only(chosen[p.place]) for p in self._pieces if p.place in chosen]
+        for piece in pieces:
+            for name, w in self._model.mixing_weights(**piece.inputs).items():
+                means = _row_means(w, piece.inputs.get("attention_mask"))
+                sums = found.setdefault(name, _Sums())
+                for task, mean, entropy in zip(piece.tasks, *means, strict=True):
+                    sums.add(task, mean, entropy)
+        if self._spare is not None and is_sharded(self._model):  # all ranks run as often
+            most = max(Counter(place[-1] for place in chosen).values(), default=0)
+            for _ in range(most - len(pieces)):
+                self._model.mixing_weights(**self._spare.inputs)
+        return found
 
     def _gather(self) -> Allocations | None:
-        counts: dict[int, int] = {}
+        own = [(piece.place, piece.tasks) for piece in self._pieces]
+        chosen, counts = _first([entry for part in gather_objects(own) for entry in part])
         merged: dict[str, _Sums] = {}
-        for theirs, layers in gather_objects((self._counts, self._sums)):
-            for task, n in theirs.items():
-                counts[task] = counts.get(task, 0) + n
+        for layers in gather_objects(self._ask(chosen)):
             for name, sums in layers.items():
                 into = merged.setdefault(name, _Sums())
                 for task, w in sums.weights.items():
                     into.add(task, w, 0.0)
                 into.entropy = into.entropy + sums.entropy
         return _allocations(counts, merged) if counts else None
+
+
+def _first(
+    listed: Sequence[tuple[Place, list[int]]],
+) -> tuple[dict[Place, list[int]], dict[int, int]]:
+    """Which rows of which batches are the first of their tasks, and how many of each task."""
+    chosen: dict[Place, list[int]] = {}
+    counts: dict[int, int] = {}
+    for place, tasks in sorted(listed):
+        for row, task in enumerate(tasks):
+            if counts.get(task, 0) < EXAMPLES_PER_TASK:
+                counts[task] = counts.get(task, 0) + 1
+                chosen.setdefault(place, []).append(row)
+    return chosen, counts
+
+
+def _padded_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that start at the first position, as in training, whatever is padded beside them."""
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
 
 
 def _on_host(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -85,7 +85,8 @@ class AllocationCallback(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         if self._source is not None and not trainer.sanity_checking:
-            self._source.observe(batch, key=(dataloader_idx, batch_idx))
+            place = dataloader_idx, batch_idx, trainer.global_rank
+            self._source.observe(batch, key=place)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -31,6 +31,7 @@ from polylab.callbacks.figures import cluster_tasks, draw_task_matrix, pixels, t
 from polylab.callbacks.probes import ProbeSet
 from polylab.callbacks.spacing import evenly_spaced
 from polylab.poly.model import PolyModel
+from polylab.poly.sharding import is_sharded
 from polylab.training.files import write_atomically
 
 __all__ = ["GradientAlignment", "gradient_cosines", "mean_pairwise"]
@@ -160,6 +161,9 @@ class GradientAlignment(Callback):
     def _look(self, trainer: Trainer, pl_module: LightningModule, moment: Moment) -> None:
         model, probes = find_poly_model(pl_module), self._probes
         if model is None or probes is None or not probes.is_closed:
+            return
+        if is_sharded(model):
+            self._give_up("the skills of a sharded model are in parts")
             return
         self._seen_step, self.tasks = trainer.global_step, probes.seen
         with trainer.precision_plugin.forward_context():

@@ -59,7 +59,7 @@ class ProbeSet:
     def add(self, batch: Any, *, place: tuple[int, int, int]) -> None:
         """Take what is still missing; `place` orders the batches."""
         self.refused = self.refused or refusal(batch)
-        if self.refused:
+        if self.refused or "filler" in batch:
             return
         ids = batch["task_ids"].tolist()
         taken: dict[int, list[int]] = {}

@@ -20,6 +20,7 @@ from polylab.poly.redundancy import (
     dead_skills,
     duplicate_skills,
 )
+from polylab.poly.sharding import whole
 from polylab.poly.statistics import mean_over_heads
 
 __all__ = ["SkillRedundancy"]
@@ -95,7 +96,7 @@ class SkillRedundancy(AllocationCallback):
             banks[layer_name] = a.detach(), b.detach()
         found: dict[str, Tensor] = {}
         for names in alike(banks, _MOST_CELLS):
-            a, b = (torch.stack([banks[n][side] for n in names]) for side in (0, 1))
+            a, b = (torch.stack([whole(banks[n][side]) for n in names]) for side in (0, 1))
             number = duplicate_skills(a, b, above=self._duplicate_above).sum(-1).double().mean(-1)
             found.update(zip(names, number.unbind(), strict=True))
         if not found:

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -26,8 +30,8 @@ log = logging.getLogger(__name__)
 
 ROUTINGS = ("learned", "shuffled", "uniform")
 _READ = ("input_ids", "attention_mask", "labels", "task_ids")
-# Of others (sharded ones), a part of the module cannot be called by itself.
-_STRATEGIES = (SingleDeviceStrategy, DDPStrategy)
+# Of others (FSDP1, DeepSpeed), a part of the module cannot be called by itself.
+_STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 
 Losses = Callable[[dict[str, Any]], ExampleLosses]
 
@@ -126,7 +130,10 @@ def _has_a_choice(model: PolyModel) -> bool:
 
 
 def _batches(trainer: Trainer, rows: int) -> list[dict[str, Any]]:
-    """As many on every rank; without single rows, which an input router could not shuffle."""
+    """As many on every rank; without single rows, which an input router could not shuffle.
+
+    So without fillers too.
+    """
     loaders = _list(trainer.val_dataloaders)
     each = -(-rows // (trainer.world_size * max(1, len(loaders))))
     found = [batch for loader in loaders for batch in _spread(loader, each)]

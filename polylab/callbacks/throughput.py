@@ -14,6 +14,9 @@ from torch import Tensor
 
 __all__ = ["Throughput"]
 
+_KEPT = 2**20  # places in batches that are kept to be counted together: at most 8 MiB, or a batch
+_NEVER = -1  # no token id
+
 
 class Throughput(Callback):
     """Logs `throughput/tokens_per_second`, `throughput/padding` and `memory/peak_mb`.
@@ -22,17 +25,19 @@ class Throughput(Callback):
 
     Tokens are the attended inputs plus, for encoder-decoder models, the labels that count; all
     ranks together. Padding is the share of the places in the batches that hold none. The time of
-    validations is left out. They are counted on the device and read every
-    `trainer.log_every_n_steps` steps and at the last one. Memory is the peak of PyTorch's allocator
-    on a CUDA device, else that of the whole process, of the largest rank, in MiB.
+    validations is left out. They are counted on the device, those of many batches at once, and read
+    every `trainer.log_every_n_steps` steps and at the last one. Memory is the peak of PyTorch's
+    allocator on a CUDA device, else that of the whole process, of the largest rank, in MiB.
 
     Batches must be mappings with `attention_mask` or `input_ids`; others give no token rate and no
-    padding.
+    padding. What they hold must not be overwritten after their step.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._tokens = torch.zeros((), dtype=torch.long, device=pl_module.device)
         self._places = 0  # for tokens; known on the host, from shapes
+        self._kept: dict[int, list[Tensor]] = {}  # by the value of a place that holds no token
+        self._kept_places = 0
         self._has_tokens = True
         self._logged_step = trainer.global_step
         self._since = time.perf_counter()
@@ -49,9 +54,12 @@ class Throughput(Callback):
     ) -> None:
         marks = _marks(batch, with_labels=self._is_encoder_decoder)
         self._has_tokens = self._has_tokens and bool(marks)
-        for own in marks:
-            self._tokens += own.sum()
-            self._places += own.numel()
+        for tensor, blank in marks:
+            self._places += tensor.numel()
+            self._kept_places += tensor.numel()
+            self._kept.setdefault(blank, []).append(tensor)
+        if self._kept_places >= _KEPT:
+            self._count()
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = step == trainer.max_steps or (every > 0 and step % every == 0)
         if due and step != self._logged_step:
@@ -68,7 +76,15 @@ class Throughput(Callback):
         if trainer.global_step != self._logged_step:
             self._log(trainer, pl_module)
 
+    def _count(self) -> None:
+        """Launch the counting of all kept batches together: batch by batch it takes longer."""
+        for blank, tensors in self._kept.items():
+            self._tokens += (torch.cat([t.flatten() for t in tensors]) != blank).sum()
+        self._kept.clear()
+        self._kept_places = 0
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._count()
         counts = torch.stack([self._tokens, self._tokens.new_tensor(self._places)])
         sums = trainer.strategy.reduce(counts, reduce_op="sum")
         tokens, places = sums.tolist()  # type: ignore[union-attr]  # waits for the device
@@ -86,16 +102,18 @@ class Throughput(Callback):
         self._logged_step = trainer.global_step
 
 
-def _marks(batch: Any, *, with_labels: bool) -> list[Tensor]:
-    """Of each tensor of tokens in a batch: which places hold one; nothing where it has none."""
+def _marks(batch: Any, *, with_labels: bool) -> list[tuple[Tensor, int]]:
+    """Of a batch: each tensor of places for tokens, and the value of one that holds none."""
     if not isinstance(batch, Mapping):
         return []
     mask, inputs, labels = (batch.get(k) for k in ("attention_mask", "input_ids", "labels"))
-    if mask is None and inputs is not None:
-        mask = torch.ones_like(inputs)
-    if mask is None:
+    if mask is not None:
+        marks = [(mask, 0)]
+    elif inputs is not None:
+        marks = [(inputs, _NEVER)]
+    else:
         return []
-    return [mask, labels != -100] if with_labels and labels is not None else [mask]
+    return [*marks, (labels, -100)] if with_labels and labels is not None else marks
 
 
 def _is_encoder_decoder(module: LightningModule) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from polylab.callbacks.base import Moment, log_metrics
+from polylab.poly.sharding import local_part, whole
 from polylab.training.optim import parameter_groups
 
 __all__ = ["UpdateSizes"]
@@ -56,15 +57,18 @@ class UpdateSizes(Callback):
         found: dict[str, Tensor] = {}
         for group, parameters in self._parameters.items():
             now = [p.detach() for p in parameters]
-            norm = found[f"norm/{group}"] = get_total_norm(now)
+            norm = found[f"norm/{group}"] = whole(get_total_norm(now))
             before = self._before.get(group)
             if before is None:
                 self._before[group] = [p.clone() for p in now]
                 continue
-            larger = torch.maximum(norm, get_total_norm(before))
-            moved = get_total_norm(torch._foreach_sub(now, before))  # pyright: ignore[reportPrivateImportUsage]
+            larger = torch.maximum(norm, whole(get_total_norm(before)))
+            step = torch._foreach_sub(now, before)  # pyright: ignore[reportPrivateImportUsage]
+            moved = whole(get_total_norm(step))
             found[f"update/{group}"] = moved / larger.clamp_min(torch.finfo(larger.dtype).tiny)
-            torch._foreach_copy_(before, now)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [*map(local_part, before)], [*map(local_part, now)]
+            )
         if found:
             values = torch.stack([*found.values()]).tolist()  # one wait for all
             log_metrics(trainer, pl_module, dict(zip(found, values, strict=True)), moment=moment)

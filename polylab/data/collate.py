@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polylab.data.dataset import EncodedExample
 from polylab.data.encoding import Tokens, masked
+from polylab.data.evaluation import FILLER
 from polylab.data.labels import LabelSets
 
 IGNORED = -100
@@ -26,7 +27,8 @@ class Collator:
     decoder-only model `prompt_ids` and `prompt_attention_mask`, padded on the left to generate, and
     if some examples have options `ranked`: a row for each option, with the `texts` that have these
     token ids, their example's position in the batch, `rows`, and what replaces the batch's own
-    `labels` (and of a decoder-only model `input_ids` and `attention_mask`).
+    `labels` (and of a decoder-only model `input_ids` and `attention_mask`). A batch of fillers (see
+    `EvaluationBatchSampler`), and no other, has `filler`, which is True.
 
     Args:
         pad_id: Fills `input_ids`.
@@ -68,6 +70,8 @@ class Collator:
         if self._evaluation:
             batch["inputs"] = [item.text for item in items]
             batch["references"] = [list(item.references) for item in items]
+            if items[0].row == FILLER:
+                batch["filler"] = True
             if self._label_sets is None and any(item.options for item in items):
                 batch["ranked"] = self._ranked(items, joined=joined)
         return batch

@@ -314,7 +314,8 @@ class DataModule(LightningDataModule):
     def evaluation_dataloader(self, split: str) -> DataLoader[Any] | list[Any]:
         """This rank's share of a split, each example on one rank, similar lengths together.
 
-        `rows` of its batches number the evaluated examples, task by task in order of the names.
+        `rows` of its batches number the evaluated examples, task by task in order of the names. All
+        ranks have as many batches, some of which may be fillers (`filler`): not to be counted.
         """
         tasks, dataset = self._tasks_with(split), self._dataset(split)
         order = evaluation_order(

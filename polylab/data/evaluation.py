@@ -1,4 +1,4 @@
-"""Which examples are evaluated: bounded, seeded, each on one rank."""
+"""Which examples are evaluated: bounded, seeded, each on one rank; as many batches on each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from torch.utils.data import Sampler
 
 from polylab.data.sampling import Key
 
+FILLER = -1  # the row of an example that is there for the number of batches only
+
 
 class EvaluationBatchSampler(Sampler[list[Key]]):
     """This rank's share of the examples to evaluate: each example on one rank, once.
 
     `order` lists (index, row) pairs. It is cut into as many batches as all ranks need, of sizes
-    that differ by at most one row, so that ranks work in step wherever there are enough rows.
+    that differ by at most one row. Every rank gets the same number of batches: one that would have
+    fewer gets a last one that is a filler: the first example under the row `FILLER`, of which
+    nothing is to count. One rank has none.
     """
 
     def __init__(
@@ -24,9 +28,11 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
     ) -> None:
         local_size = max(1, batch_size // world_size)
         n_slices = world_size * -(-len(order) // (world_size * local_size))
-        edges = [len(order) * i // n_slices for i in range(n_slices + 1)] if order else [0]
+        n_own = min(n_slices, len(order))
+        edges = [len(order) * i // n_own for i in range(n_own + 1)] if order else [0]
         slices = [list(order[a:b]) for a, b in itertools.pairwise(edges)]
-        self._batches = [batch for batch in slices[rank::world_size] if batch]
+        slices += [[(order[0][0], FILLER)] for _ in range(n_slices - n_own)]
+        self._batches = slices[rank::world_size]
 
     def __len__(self) -> int:
         return len(self._batches)

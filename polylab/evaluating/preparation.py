@@ -100,7 +100,7 @@ class Evaluation:
         if self.model.is_input_routed:
             self.model.to(trainer.strategy.root_device).eval()
             for i, batch in enumerate(self.loader):
-                source.observe(trainer.strategy.batch_to_device(batch), key=(0, i))
+                source.observe(trainer.strategy.batch_to_device(batch), key=(0, i, 0))
         found = source.read()
         assert found is not None
         return found

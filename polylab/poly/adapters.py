@@ -208,9 +208,19 @@ class AdaptedModel(nn.Module):
         copy_tensors(tensors, self.model, adapter_name=adapter_name)
 
     def save_pretrained(
-        self, save_directory: str | Path, *, selected_adapters: Sequence[str] | None = None
+        self,
+        save_directory: str | Path,
+        *,
+        selected_adapters: Sequence[str] | None = None,
+        is_main_process: bool = True,
     ) -> None:
         """Write adapters in PEFT's layout: `default` into the folder, others into subfolders.
+
+        Args:
+            save_directory: The folder.
+            selected_adapters: Their names; all by default.
+            is_main_process: Whether this process writes. Of a model that is sharded over ranks all
+                must call this, and one of them writes.
 
         Raises:
             ValueError: If there is no such adapter.
@@ -219,7 +229,13 @@ class AdaptedModel(nn.Module):
         for name in selected_adapters if selected_adapters is not None else self.peft_config:
             directory = Path(save_directory) / ("" if name == "default" else name)
             config = self.config_of(name)
-            io.write_adapter(directory, config, model=self.model, adapter_name=name)
+            io.write_adapter(
+                directory,
+                config,
+                model=self.model,
+                adapter_name=name,
+                is_main_process=is_main_process,
+            )
 
     def forget(self) -> None:
         """Hold no adapter: the base model has been taken out."""

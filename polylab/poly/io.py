@@ -30,6 +30,7 @@ from polylab.poly.files import (
 )
 from polylab.poly.injection import layers_of
 from polylab.poly.layers import PolyLayer
+from polylab.poly.sharding import whole
 from polylab.poly.structure import is_causal
 from polylab.poly.tensors import adapter_tensors
 
@@ -65,7 +66,12 @@ _RECORD = "polylab_record"  # of the configuration, in the weights' metadata
 
 
 def write_adapter(
-    directory: str | Path, config: PolyConfig, *, model: nn.Module, adapter_name: str
+    directory: str | Path,
+    config: PolyConfig,
+    *,
+    model: nn.Module,
+    adapter_name: str,
+    is_main_process: bool = True,
 ) -> None:
     """Write one adapter of the wrapped `model`; a previous one stays whole until all is written.
 
@@ -85,7 +91,10 @@ def write_adapter(
         ours = {name: values.pop(name) for name in _OURS}
         metadata["polylab"] = json.dumps({name: ours[name] for name in _TRAINING_FIELDS})
     values.pop("task_names", None)
-    writers = {WEIGHTS_FILE: write_tensors(adapter_tensors(model, adapter_name), metadata=metadata)}
+    tensors = {name: whole(tensor) for name, tensor in adapter_tensors(model, adapter_name).items()}
+    if not is_main_process:
+        return
+    writers = {WEIGHTS_FILE: write_tensors(tensors, metadata=metadata)}
     if config.task_names is not None:
         writers[TASKS_FILE] = write_json({name: i for i, name in enumerate(config.task_names)})
     writers[CONFIG_FILE] = write_json(dict(sorted(values.items())))

@@ -8,6 +8,7 @@ from polylab.training.mix import write_mix
 from polylab.training.module import PolyModule
 from polylab.training.optim import OptimConfig
 from polylab.training.results import count_trainable, write_metrics
+from polylab.training.sharding import ShardedStrategy
 from polylab.training.stopping import Stopping
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OptimConfig",
     "PolyModule",
     "RunCheckpoint",
+    "ShardedStrategy",
     "Stopping",
     "count_trainable",
     "save_adapter",

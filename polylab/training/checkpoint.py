@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of `state` that belong to the trainable part of `module`."""
-    names = _trainable_part(module)
+    names = trainable_part(module)
     return {name: tensor for name, tensor in state.items() if name in names}
 
 
-def _trainable_part(module: nn.Module) -> dict[str, Tensor]:
+def trainable_part(module: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters, and buffers of routers and of copied modules (a running mean, say)."""
     parameters = dict(module.named_parameters())
     part: dict[str, Tensor] = {name: p for name, p in parameters.items() if p.requires_grad}
@@ -42,7 +42,7 @@ def check_trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: Listing what is missing, unexpected or of another shape.
     """
-    expected = _trainable_part(module)
+    expected = trainable_part(module)
     reshaped = [
         f"{name}: {list(state[name].shape)} in the checkpoint, {list(p.shape)} in the model"
         for name, p in expected.items()
@@ -85,14 +85,21 @@ def _listed(what: str, names: Sequence[str], *, most: int = 8) -> list[str]:
 
 
 def save_adapter(
-    model: PolyModel, directory: str | os.PathLike[str], task_names: Sequence[str]
+    model: PolyModel,
+    directory: str | os.PathLike[str],
+    task_names: Sequence[str],
+    *,
+    is_main_process: bool = True,
 ) -> None:
     """Write the adapter in PEFT's file format and `tasks.json` (task name to id) to `directory`.
 
-    Each file is whole at every moment; those of a previous save stay until the new ones are.
+    Each file is whole at every moment; those of a previous save stay until the new ones are. All
+    ranks call this; the main process writes.
     """
     target = Path(directory)
-    model.save_pretrained(target)
+    model.save_pretrained(target, is_main_process=is_main_process)
+    if not is_main_process:
+        return
     ids = json.dumps({name: i for i, name in enumerate(task_names)}, indent=2, ensure_ascii=False)
     write_atomically(target / "tasks.json", lambda file: file.write(ids.encode()))
 

@@ -1,10 +1,11 @@
-"""The one exchange between ranks that neither Lightning nor torchmetrics does for us."""
+"""The exchanges between ranks that neither Lightning nor torchmetrics does for us."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import distributed
+import torch
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 
@@ -16,3 +17,13 @@ def gather_objects(item: T) -> list[T]:
     items: list[T] = [item] * distributed.get_world_size()
     distributed.all_gather_object(items, item)
     return items
+
+
+def gather_tensors(tensor: Tensor) -> Tensor:
+    """The rows of every rank, in rank order, on every rank; as many come from each."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    n = distributed.get_world_size()
+    rows = torch.empty(n * len(tensor), *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+    distributed.all_gather_into_tensor(rows, tensor.contiguous())
+    return rows

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from polylab.poly.sharding import is_sharded
+
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
 
@@ -23,6 +25,9 @@ def generate_texts(
 ) -> list[str]:
     """The model's answers, without special tokens.
 
+    A sharded model goes on until the answers of all ranks have ended: each of its steps is one of
+    all ranks, which must call this equally often.
+
     Args:
         model: Generates.
         tokenizer: Decodes.
@@ -30,6 +35,7 @@ def generate_texts(
         encoded: The encoder's output for `input_ids`, where it is known (see `losses.reusable`).
         options: Of `generate`.
     """
+    options["synced_gpus"] = is_sharded(model)
     if not model.config.is_encoder_decoder:
         prompt, mask = batch["prompt_ids"], batch["prompt_attention_mask"]
         ids = {"input_ids": prompt, "attention_mask": mask, "task_ids": batch["task_ids"]}

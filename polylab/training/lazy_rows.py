@@ -64,7 +64,10 @@ class LazyRows(torch.optim.Optimizer):
             alike.lay_out(self.state)
 
     def mark(self, task_ids: Int64[Tensor, "*batch"]) -> None:
-        """Say which tasks were in the batches since the last step: all of them, in one call."""
+        """Say which tasks were in the batches since the last step: all of them, in one call.
+
+        On several ranks those of all ranks, so that all step the same rows.
+        """
         self._task_ids = task_ids.flatten()
 
     @torch.no_grad()

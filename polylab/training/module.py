@@ -7,13 +7,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from polylab.poly.sharding import average_gradients, is_sharded, shard
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
-from polylab.training.distributed import gather_objects
+from polylab.training.distributed import gather_objects, gather_tensors
 from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
@@ -22,10 +24,10 @@ from polylab.training.optim import (
     OptimConfig,
     build_optimizer,
     build_schedule,
-    check_ranks,
     check_router_steps,
     clip_by_group,
     grad_norms,
+    router_parameters,
     scale_gradients,
     uniform_share,
 )
@@ -136,6 +138,12 @@ class PolyModule(EvaluatedModule):
         self.strict_loading = False  # the frozen part is not in the file; see on_load_checkpoint
         self.train()  # from_pretrained gives eval mode, which Lightning would keep
 
+    def configure_model(self) -> None:
+        """Under `trainer=fsdp` shard the model."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
+
     # Training
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optim.clip is not None and self.trainer.gradient_clip_val:
@@ -143,7 +151,6 @@ class PolyModule(EvaluatedModule):
                 f"optim.clip={self.optim.clip} and trainer.gradient_clip_val="
                 f"{self.trainer.gradient_clip_val} both clip; leave one of them null."
             )
-        check_ranks(self.optim, self.trainer.world_size)
         self._anneal()  # a wrong length is refused now, not after hours
         optimizer = build_optimizer(self.model, self.optim)
         schedule = build_schedule(optimizer, self.optim, max_steps=self.trainer.max_steps)
@@ -187,7 +194,7 @@ class PolyModule(EvaluatedModule):
         """Whether an example's loss is its own: noise by its row, no priors on the whole batch."""
         config = self.model.config_of(self.model.active_adapter)
         is_own = config.noise_source == "keyed" and not config.priors
-        return is_own and self.device.type == "cpu"
+        return is_own and self.device.type == "cpu" and not is_sharded(self.model)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Say which tasks the step is for; scale to the mean over the whole global batch's tokens.
@@ -195,8 +202,10 @@ class PolyModule(EvaluatedModule):
         Batches differ in tokens, so that the mean of their means would depend on the slicing.
         """
         if isinstance(optimizer, LazyRows):
-            optimizer.mark(torch.cat(self._task_ids))
+            optimizer.mark(gather_tensors(torch.cat(self._task_ids)))
         self._task_ids.clear()
+        if is_sharded(self.model):
+            average_gradients(router_parameters(optimizer))
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             scale_gradients(optimizer, scale)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from polylab.poly.sharding import whole
 from polylab.training.lazy_rows import LazyRows, task_tables
 
 Number = float | int  # YAML writes whole numbers without a point
@@ -153,19 +154,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return LazyRows(optimizer, task_tables(model)) if config.router == "lazy" else optimizer
 
 
-def check_ranks(config: OptimConfig, world_size: int) -> None:
-    """Refuse what needs all of a batch on one device.
-
-    Raises:
-        ValueError: If router rows are stepped lazily on several ranks.
-    """
-    if config.router == "lazy" and world_size > 1:
-        raise ValueError(
-            f"optim.router=lazy on {world_size} ranks is not available: each would step the rows "
-            "of its own tasks only. Give trainer.devices=1, or optim.router=dense."
-        )
-
-
 def check_router_steps(saved: str, config: OptimConfig) -> None:
     """Refuse a checkpoint whose optimiser counts the routers' steps in another way.
 
@@ -255,11 +243,17 @@ def scale_gradients(optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
                 parameter.grad.mul_(scale)
 
 
+def router_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Those that the optimiser steps as routers."""
+    groups = [group for group in optimizer.param_groups if group["name"] == "router"]
+    return [parameter for group in groups for parameter in group["params"]]
+
+
 def grad_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The gradient norm of each group, on its device (no transfer to the host)."""
     norms = {}
     for group in optimizer.param_groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         if gradients:
-            norms[group["name"]] = nn.utils.get_total_norm(gradients)
+            norms[group["name"]] = whole(nn.utils.get_total_norm(gradients))
     return norms

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polylab.poly.sharding import is_sharded
+from polylab.training.distributed import gather_objects
 from polylab.training.losses import example_losses
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def option_scores(
 ) -> list[Choices]:
     """The log-likelihood of every option of every example, the end of the answer included.
 
-    Options are asked as many at a time as the batch has examples.
+    Options are asked as many at a time as the batch has examples. A sharded model is asked as often
+    as the rank with the most needs: all ranks must call this equally often.
 
     Args:
         model: Answers, in evaluation mode.
@@ -61,24 +64,31 @@ def option_scores(
     n_rows = len(batch["task_ids"])
     choices: list[Choices] = [{} for _ in range(n_rows)]
     ranked = batch.get("ranked")
-    if ranked is None:
-        return choices
+    asked = [] if ranked is None else _options(ranked, n_rows)
+    if is_sharded(model):
+        most = max(gather_objects(len(asked)))
+        first = {"rows": torch.zeros(1, dtype=torch.int64), "labels": batch["labels"][:1]}
+        asked += [first] * (most - len(asked))
     scores = []
-    for first in range(0, len(ranked["rows"]), n_rows):
-        part = {
-            key: value[first : first + n_rows]
-            for key, value in ranked.items()
-            if isinstance(value, Tensor)
-        }
-        rows = part.pop("rows")
-        asked = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "task_ids")}
-        own = None if encoded is None else encoded[rows]
-        found = example_losses(model, {**asked, **part}, start=start, pad=pad, encoded=own)
+    for part in asked:
+        rows = part["rows"]
+        inputs = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "task_ids")}
+        known = None if encoded is None else encoded[rows]
+        found = example_losses(model, {**inputs, **part}, start=start, pad=pad, encoded=known)
         scores.append(-found.losses / (found.tokens if rank_options == "mean" else 1))
-    values = torch.cat(scores).tolist()
-    for row, texts, score in zip(ranked["rows"].tolist(), ranked["texts"], values, strict=True):
-        choices[row] |= dict.fromkeys(texts, score)
+    if ranked is not None:
+        own, texts = ranked["rows"].tolist(), ranked["texts"]
+        values = torch.cat(scores)[: len(own)].tolist()  # what follows is for the other ranks
+        for row, same, score in zip(own, texts, values, strict=True):
+            choices[row] |= dict.fromkeys(same, score)
     return choices
+
+
+def _options(ranked: Mapping[str, Any], at_a_time: int) -> list[dict[str, Tensor]]:
+    """The batch's options in parts."""
+    tensors = {key: value for key, value in ranked.items() if isinstance(value, Tensor)}
+    starts = range(0, len(ranked["rows"]), at_a_time)
+    return [{k: value[i : i + at_a_time] for k, value in tensors.items()} for i in starts]
 
 
 def is_right(choices: Choices, references: Sequence[str]) -> float:

@@ -1,6 +1,7 @@
 """Where allocations come from: above all, what inputs were routed to."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -72,23 +73,54 @@ class TestAllocationSource:
         source.observe({k: v for k, v in batch.items() if k != "task_ids"}, key=(0, 0))
         assert source.read().task_ids == [0]
 
-    def test_ranks_are_put_together(self, routed, monkeypatch):
-        batches = TinyData(n_batches=2).batches()
-        whole = AllocationSource(routed)
-        ranks = [AllocationSource(routed), AllocationSource(routed)]
+    @pytest.mark.parametrize(("is_sharded", "n_calls"), [(False, [2, 1]), (True, [2, 2])])
+    def test_ranks_ask_together_what_one_asks(self, routed, monkeypatch, is_sharded, n_calls):
+        batches = TinyData(n_batches=3, batch=14).batches()
+        whole, ranks = AllocationSource(routed), [AllocationSource(routed) for _ in range(2)]
         for i, batch in enumerate(batches):
-            whole.observe(batch, key=(0, i))
-            ranks[i].observe(batch, key=(0, 0))
-        expected = whole.read()
-        monkeypatch.setattr(
-            "polylab.callbacks.allocations.gather_objects",
-            lambda _: [(rank._counts, rank._sums) for rank in ranks],
-        )
-        gathered = ranks[0].read()
-        assert gathered.task_ids == expected.task_ids
-        for name, w in expected.weights.items():
-            torch.testing.assert_close(gathered.weights[name], w)
-        assert gathered.entropy() == pytest.approx(expected.entropy())
+            whole.observe(batch, key=(0, i, 0))
+            ranks[i % 2].observe(batch, key=(0, i // 2, i % 2))
+        ranks[1].observe(batches[0] | {"filler": True}, key=(0, 1, 1))
+        assert sum(ranks[0]._counts.values()) + sum(ranks[1]._counts.values()) == 42
+        expected, run = whole.read(), routed.mixing_weights
+        assert sum(whole._counts.values()) < 42
+        calls, items, lock, meeting = [], {}, threading.Lock(), threading.Barrier(2, timeout=60)
+
+        def name():
+            return threading.current_thread().name
+
+        def gather(item):
+            items[name()] = item
+            meeting.wait()
+            found = [items["rank 0"], items["rank 1"]]
+            meeting.wait()
+            return found
+
+        def mixing_weights(**inputs):
+            calls.append(name())
+            with lock:
+                return run(**inputs)
+
+        monkeypatch.setattr(routed, "mixing_weights", mixing_weights)
+        monkeypatch.setattr("polylab.callbacks.allocations.gather_objects", gather)
+        monkeypatch.setattr("polylab.callbacks.allocations.is_sharded", lambda _: is_sharded)
+        found = []
+        threads = [
+            threading.Thread(target=lambda r=r: found.append(r.read()), name=f"rank {i}")
+            for i, r in enumerate(ranks)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [calls.count("rank 0"), calls.count("rank 1")] == n_calls
+        assert len(found) == 2
+        for seen in found:
+            assert seen.task_ids == expected.task_ids == [0, 1, 2, 3, 4]
+            for layer, w in expected.weights.items():
+                torch.testing.assert_close(seen.weights[layer], w)
+            assert seen.entropy() == pytest.approx(expected.entropy())
+            assert seen.mutual_information() == pytest.approx(expected.mutual_information())
 
     def test_finds_the_model_anywhere(self, build):
         module = build()

@@ -214,6 +214,13 @@ class TestRefuses:
             fit(module, TinyData(), [GradientAlignment(**OFTEN)], max_steps=2)
         assert "No gradient alignment: T5ForConditionalGeneration gives no loss" in caplog.text
 
+    def test_a_sharded_model(self, build, fit, memory, caplog, monkeypatch):
+        monkeypatch.setattr("polylab.callbacks.gradient_alignment.is_sharded", lambda _: True)
+        with caplog.at_level(logging.WARNING, "polylab"):
+            fit(build(), TinyData(), [GradientAlignment(**OFTEN)], logger=memory)
+        assert "No gradient alignment: the skills of a sharded model are in parts" in caplog.text
+        assert not memory.series("routing/grad_alignment")
+
     def test_frozen_skills(self, build, fit):
         with pytest.raises(ValueError, match="trainable='router' leaves them frozen"):
             fit(build(trainable="router"), TinyData(), [GradientAlignment()])

@@ -26,6 +26,39 @@ class TestThroughput:
         share = pytest.approx(1 - per_batch / places)
         assert memory.series("throughput/padding") == [(2, share), (4, share), (5, share)]
 
+    @pytest.mark.parametrize(("room", "times"), [(1000, 3), (54, 5)])
+    def test_counts_many_batches_at_once(self, build, fit, memory, monkeypatch, room, times):
+        monkeypatch.setattr("polylab.callbacks.throughput._KEPT", room)
+        clock = iter(range(0, 10_000, 10))
+        monkeypatch.setattr(
+            "polylab.callbacks.throughput.time.perf_counter", lambda: float(next(clock))
+        )
+        counted = []
+
+        class Counting(Throughput):
+            def _count(self):
+                counted.append(sum(t.numel() for kept in self._kept.values() for t in kept))
+                super()._count()
+
+        fit(build(), TinyData(), [Counting()], logger=memory, limit_val_batches=0)
+        rates = memory.series("throughput/tokens_per_second")
+        assert rates == [(2, 2 * 42 / 10), (4, 2 * 42 / 10), (5, 42 / 10)]
+        batches = [places // 54 for places in counted if places]
+        assert sum(batches) == 5
+        assert len(batches) == times
+
+    def test_without_a_mask_every_place_holds_a_token(self, build, fit, memory):
+        module, data = build(), TinyData()
+        batches = data.batches()
+        masks = [batch.pop("attention_mask") for batch in batches]
+        data.batches = lambda: batches
+        plain = module.loss
+        module.loss = lambda batch: plain({**batch, "attention_mask": masks[0]})
+        fit(module, data, [Throughput()], logger=memory, limit_val_batches=0)
+        # 36 inputs, none of them padding now, and 12 of 18 labels
+        share = pytest.approx(1 - (36 + 12) / 54)
+        assert memory.series("throughput/padding") == [(2, share), (4, share), (5, share)]
+
     def test_leaves_validations_out(self, build, fit, memory, monkeypatch):
         now = [0.0]
         monkeypatch.setattr("polylab.callbacks.throughput.time.perf_counter", lambda: now[0])

@@ -152,6 +152,24 @@ def test_ranks_share_an_evaluation(make: Any, world_size: int) -> None:
     assert sorted(rows) == list(range(10))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_filler_makes_up_the_number_of_batches_of_a_rank(make: Any, num_workers: int) -> None:
+    counts, fillers, rows = [], [], []
+    for rank in range(4):
+        module = make(eval_batch_size=4, num_workers=num_workers)
+        module.trainer = _trainer(global_rank=rank, world_size=4)
+        batches = list(module.test_dataloader())
+        counts.append(len(batches))
+        fillers += [batch for batch in batches if batch.get("filler")]
+        rows += [batch["rows"].tolist() for batch in batches if "filler" not in batch]
+    assert counts == [3] * 4
+    assert sorted(rows) == [[row] for row in range(10)]
+    assert len(fillers) == 2
+    for batch in fillers:
+        assert batch["rows"].tolist() == [-1]
+        assert batch["input_ids"].shape[0] == len(batch["inputs"]) == 1
+
+
 def test_without_held_out_examples_there_is_no_loader(make: Any) -> None:
     module = make(lambda: TaskCollection([TaskData("a", [Example("in", "out")])]))
     assert module.val_dataloader() == []

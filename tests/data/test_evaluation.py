@@ -2,19 +2,33 @@
 
 import pytest
 
-from polylab.data.evaluation import EvaluationBatchSampler, choose_examples, evaluation_order
+from polylab.data.evaluation import (
+    FILLER,
+    EvaluationBatchSampler,
+    choose_examples,
+    evaluation_order,
+)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 5, 12, 31])
-def test_each_example_is_on_one_rank_once(count: int, world_size: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 31])
+def test_each_example_is_on_one_rank_once_and_ranks_have_as_many_batches(
+    count: int, world_size: int
+) -> None:
     order = [(100 + i, i) for i in range(count)]
-    ranks = [
-        list(EvaluationBatchSampler(order, batch_size=6, rank=rank, world_size=world_size))
+    samplers = [
+        EvaluationBatchSampler(order, batch_size=6, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert sorted(key for rank in ranks for batch in rank for key in batch) == order
-    assert all(0 < len(batch) <= 6 // world_size for rank in ranks for batch in rank)
+    ranks = [list(sampler) for sampler in samplers]
+    filler = [(100, FILLER)]
+    own = [batch for rank in ranks for batch in rank if batch != filler]
+    assert sorted(key for batch in own for key in batch) == order
+    assert all(0 < len(batch) <= 6 // world_size for batch in own)
+    assert {len(batches) for batches in ranks} == {-(-count // (6 // world_size * world_size))}
+    assert [*map(len, samplers)] == [*map(len, ranks)]
+    if world_size == 1:
+        assert filler not in ranks[0]
 
 
 def test_ranks_work_in_step() -> None:

@@ -1,12 +1,14 @@
-"""DistributedDataParallel of plain PyTorch, in two processes: the gradients of one."""
+"""DistributedDataParallel and fully_shard of plain PyTorch, in two processes: as one."""
 
 import socket
 
 import pytest
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from polylab.poly.sharding import average_gradients, is_sharded, shard, whole
 from tests.poly.tiny import BATCH, inputs_of, poly, task_ids
 
 # [0, 5, 2, 5] over two ranks: task 0 is missing on the second, 2 on the first, 1, 3 and 4 on both
@@ -21,6 +23,7 @@ CASES = {
     "tokens": {"poly_type": "mope", "router_level": "token"},
 }
 KINDS = ["t5", "llama"]
+ENGINES = ["ddp", "fsdp"]
 
 
 def model_of(kind, case):
@@ -40,20 +43,28 @@ def gradients_of(model, call, kind, *, first, rows):
     part = slice(first, first + rows)
     inputs = {name: tensor[part] for name, tensor in inputs_of(kind).items()}
     call(**inputs, task_ids=task_ids()[part]).loss.backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if is_sharded(model):
+        average_gradients(p for n, p in model.named_parameters() if "poly_router" in n)
+    return {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
 
 
 def work(rank, port, path):
     torch.set_num_threads(1)
     store = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
     found = {}
     for kind in KINDS:
         for case in CASES:
-            model, rows = model_of(kind, case), BATCH // 2
-            parallel = DistributedDataParallel(model)
-            grads = gradients_of(model, parallel, kind, first=rank * rows, rows=rows)
-            found[kind, case] = {name: grad.clone() for name, grad in grads.items()}
+            for engine in ENGINES:
+                model, rows = model_of(kind, case), BATCH // 2
+                call = model
+                if engine == "ddp":
+                    call = DistributedDataParallel(model)
+                else:
+                    shard(model, mesh)
+                grads = gradients_of(model, call, kind, first=rank * rows, rows=rows)
+                found[kind, case, engine] = {name: grad.clone() for name, grad in grads.items()}
     torch.save(found, path / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -70,14 +81,15 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_two_processes_are_those_of_one(kind, case, ranks):
+def test_gradients_of_two_processes_are_those_of_one(kind, case, engine, ranks):
     model = model_of(kind, case)
     wanted = gradients_of(model, model, kind, first=0, rows=BATCH)
     assert {*wanted} == {name for name, p in model.named_parameters() if p.requires_grad}
     for found in ranks:
-        assert {*found[kind, case]} == {*wanted}
+        assert {*found[kind, case, engine]} == {*wanted}
         for name, grad in wanted.items():
             assert grad.abs().max() > 0, name
-            torch.testing.assert_close(found[kind, case][name], grad)
+            torch.testing.assert_close(found[kind, case, engine][name], grad)

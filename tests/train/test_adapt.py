@@ -211,6 +211,8 @@ def test_the_model_is_what_it_was(trained: Callable[..., Path], method: str) -> 
         ("poly", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true casts"),
         ("poly", ["trainer.precision=64"], "trainer.precision=64 casts"),
         ("poly", ["optim.anneal_steps=2"], "optim.anneal_steps=2"),
+        ("poly", ["trainer=ddp", "trainer.devices=2"], "trainer.devices=2 makes 2 ranks"),
+        ("poly", ["trainer=fsdp"], "trainer.strategy=ShardedStrategy · this command adapts one"),
     ],
 )
 def test_mistakes(

@@ -109,15 +109,25 @@ def test_a_failing_job_stops_no_other(
 def test_two_ranks_within_a_sweep_are_one_job(
     small: list[str], run_process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    ranks = ["launch=two_ranks", "trainer.accelerator=cpu", "trainer.max_steps=2", "callbacks=none"]
+    """And a job ends when one of its ranks is killed, with a line that says so; others go on."""
+    ranks = ["launch=two_ranks", "trainer.accelerator=cpu"]
     numbered = r"tags=['job-${hydra:job.num}']"  # which the second rank does not know
+    fails = ["+callbacks.fail._target_=tests.ranks.failing.Fail", "+callbacks.fail.rank=1"]
+    fails += ["+callbacks.fail.how=kill", "+callbacks.fail.where=step,nowhere"]
+    root = str(Path(__file__).parents[2])
     done = run_process(
-        "-m", *small, "trainer.max_steps=2", *ranks, numbered, "seed=3", cwd=tmp_path
+        "-m", *small, *QUICK, *ranks, *fails, numbered, "seed=3", cwd=tmp_path, PYTHONPATH=root
     )
-    assert done.code == 0, done.err
-    (row,) = _table(done)
-    assert (row["status"], row["seed"]) == ("completed", "3")
+    assert done.code == 1
+    why = "rank 1 is gone: its process was ended by SIGKILL (perhaps memory ran out)"
+    assert done.err.splitlines()[-1] == why
+    assert "Traceback" not in done.err
+    bad, good = _table(done)
+    assert (bad["status"], bad["error"]) == ("failed", why)
+    assert (good["status"], good["seed"]) == ("completed", "3")
     assert "2 x cpu, DDPStrategy" in done.out
-    assert len(list(tmp_path.rglob("config.yaml"))) == 2  # the job's, and Hydra's unresolved one
-    (run,) = read_runs(tmp_path)
-    assert "job-0" in run.tags
+    assert len(list(tmp_path.rglob("config.yaml"))) == 4  # the jobs', and Hydra's unresolved ones
+    assert [(run.tags[-1], run.exit_code) for run in read_runs(tmp_path)] == [
+        ("job-0", 1),
+        ("job-1", 0),
+    ]

@@ -28,6 +28,10 @@ VOCABULARY = 384
 
 @pytest.fixture
 def free_port():
+    return find_port()
+
+
+def find_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]

@@ -9,15 +9,26 @@ from lightning.pytorch import Trainer, seed_everything
 
 from polylab.training import AtomicCheckpointIO, RunCheckpoint
 from polylab.training.distributed import gather_objects
+from tests.training.conftest import build_module
 
 
-def _train(folder, devices=2, *, max_steps=4, dropout=0.0, ckpt_path=None, every=1, n_train=22):
+def _train(
+    folder,
+    devices=2,
+    *,
+    max_steps=4,
+    dropout=0.0,
+    ckpt_path=None,
+    every=1,
+    n_train=22,
+    router="dense",
+):
     """Everything a rank knows after a run whose global batch is the same for any `devices`."""
     from tests.training.conftest import Data, Memory, build_module
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     poly = {"noise": "none" if dropout == 0 else "relaxed_bernoulli", "noise_source": "global"}
-    optim = {"lr": 0.01}
+    optim = {"lr": 0.01, "router": router}
     module = build_module(dropout=dropout, optim=optim, predictions_per_task=2, poly=poly)
     seed_everything(3, verbose=False)
     logger = Memory()
@@ -62,12 +73,18 @@ def _cut_and_resume(folder):
     return whole, resumed, state["pending"].sum().item()
 
 
+def _dense_and_lazy(folder, devices=2):
+    return [_train(f"{folder}/{router}", devices, router=router) for router in ("dense", "lazy")]
+
+
 def test_a_step_and_a_validation_on_two_ranks_equal_those_on_one(
     free_port, on_two_ranks, tmp_path, seeded
 ):
     seeded()
-    one = _train(str(tmp_path / "one"), devices=1)
-    two = on_two_ranks(_train, free_port, tmp_path / "two")
+    one, lazy = _dense_and_lazy(str(tmp_path / "one"), devices=1)
+    ranks = on_two_ranks(_dense_and_lazy, free_port, tmp_path / "two")
+    two = [dense for dense, _ in ranks]
+    _check_lazy(lazy["weights"], [own["weights"] for _, own in ranks])
     for name, value in two[0]["weights"].items():
         assert np.array_equal(two[1]["weights"][name], value)
         np.testing.assert_allclose(value, one["weights"][name], rtol=1e-4, atol=1e-5)
@@ -79,12 +96,26 @@ def test_a_step_and_a_validation_on_two_ranks_equal_those_on_one(
     kept = two[0]["predictions"]
     assert kept == two[1]["predictions"]
     assert [p["task"] for p in kept] == ["copy", "copy", "first", "upper"]
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (tmp_path / "two" / "dense").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
     for key, series in one["series"].items():
         assert list(series) == list(two[0]["series"][key]) != []
         assert list(two[0]["series"][key].values()) == pytest.approx(
             list(series.values()), rel=1e-4
         )
+
+
+def _check_lazy(one, two):
+    """The second rank has one task of the three, and steps the rows of all that any rank has."""
+    routers = [name for name in one if "router" in name]
+    assert routers
+    for name, value in one.items():
+        assert np.array_equal(two[0][name], two[1][name])
+        np.testing.assert_allclose(two[1][name], value, rtol=1e-4, atol=1e-5)
+    start = dict(build_module(poly={"noise": "none", "noise_source": "global"}).named_parameters())
+    assert all((start[n].detach().numpy() != two[1][n]).any(1).all() for n in routers)
 
 
 def test_each_rank_resumes_its_own_random_stream(free_port, on_two_ranks, tmp_path):

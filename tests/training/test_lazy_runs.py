@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from polylab.poly.routers import rows
 from polylab.poly.routers.rows import side_by_side
-from polylab.training.optim import OptimConfig, check_ranks
 
 STEPS = 8
 OPTIM = {"router": "lazy", "lr": 0.03, "schedule": "cosine", "warmup": 2, "total_steps": STEPS}
@@ -128,13 +127,3 @@ def test_a_run_goes_on_as_it_began(poly_module, make_data, make_trainer, tmp_pat
         )
     module = poly_module(optim={"router": now})  # which may well be tested
     make_trainer("test").test(module, make_data(), ckpt_path=tmp_path / "run/last.ckpt")
-
-
-def test_several_ranks_are_refused(poly_module, make_trainer, monkeypatch):
-    module = poly_module(optim=OPTIM)
-    module.trainer = make_trainer(max_steps=STEPS)
-    module.configure_optimizers()
-    monkeypatch.setattr(Trainer, "world_size", 2)
-    with pytest.raises(ValueError, match=r"optim.router=lazy on 2 ranks .* trainer.devices=1, or"):
-        module.configure_optimizers()
-    check_ranks(OptimConfig(), 2)

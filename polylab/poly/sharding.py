@@ -1,0 +1,135 @@
+"""A model whose parameters are sharded over ranks: PyTorch's `fully_shard` (FSDP2).
+
+The backbone and the skills are sharded, block by block. The routers are not: they are small, all
+of an adapter are evaluated at once before the backbone runs, and what is logged of a routing reads
+them at any time. Every rank holds them whole, and `average_gradients` keeps them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+__all__ = [
+    "average_gradients",
+    "is_sharded",
+    "local_part",
+    "shard",
+    "shard_like",
+    "whole",
+]
+
+_Key = TypeVar("_Key")
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard an adapted model over a one-dimensional `mesh`, in place; a second time does nothing.
+
+    Each transformer block is gathered for its forward and again for its backward; what is outside
+    the blocks (embeddings, heads) likewise. Every rank must then call the model equally often.
+
+    Args:
+        model: A `PolyModel`, alike on all ranks.
+        mesh: Its ranks.
+
+    Raises:
+        ValueError: If the model has no blocks that are known as such, or is quantised.
+    """
+    base = model.get_submodule("model")
+    if isinstance(base, FSDPModule):
+        return
+    blocks = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ValueError(
+            f"{type(base).__name__} has no blocks to shard: none of its modules is a "
+            "transformers.modeling_layers.GradientCheckpointingLayer. Use trainer=ddp."
+        )
+    if getattr(base, "is_quantized", False):
+        raise ValueError(
+            f"{type(base).__name__} is quantised, and its weights cannot be sharded. Use "
+            "trainer=ddp, or backbone.quantization=null."
+        )
+    routers = _routers(base)
+    for parameter in routers:
+        distributed.broadcast(parameter.data, src=0, group=mesh.get_group())
+    for module in [*blocks, base]:
+        fully_shard(
+            module,
+            mesh=mesh,
+            reshard_after_forward=True,
+            shard_placement_fn=partial(_placement, ranks=mesh.size()),
+            ignored_params={*routers},
+        )
+    register_fsdp_forward_method(base, "generate")
+
+
+def _placement(parameter: nn.Parameter, ranks: int) -> Shard:
+    """Cut the largest dimension that all ranks get an equal part of, else the first.
+
+    Of skills the first one counts the heads, which are fewer than the ranks.
+    """
+    even = [dim for dim, size in enumerate(parameter.shape) if size % ranks == 0]
+    return Shard(max(even, key=lambda dim: parameter.shape[dim], default=0))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` has sharded this model, so that each forward is one of all ranks."""
+    return isinstance(getattr(model, "model", model), FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of a sharded one: then all ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this rank's part of a sharded one, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensors: Mapping[_Key, Tensor], like: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
+    """Whole tensors, those sharded whose namesakes in `like` are and have their shape.
+
+    Without communication: each rank takes its part of what it has.
+    """
+    return {name: _shard_like(tensor, like.get(name)) for name, tensor in tensors.items()}
+
+
+def _shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
+        return tensor
+    own = tensor.to(like.device)
+    return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients of routers, which every rank holds whole, by their mean over ranks.
+
+    In one exchange. A parameter without a gradient on a rank counts as zero there.
+    """
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grads.append(parameter.grad)
+    if not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def _routers(model: nn.Module) -> list[nn.Parameter]:
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if "poly_router" in name.split(".")]

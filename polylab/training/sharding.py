@@ -1,0 +1,95 @@
+"""`trainer=fsdp`: Lightning's strategy for FSDP2, with checkpoints that every strategy reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from polylab.poly.sharding import shard_like, whole
+from polylab.training.checkpoint import trainable_part
+
+__all__ = ["ShardedStrategy"]
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Data parallel over all ranks, with sharded parameters; the module's `configure_model` shards.
+
+    A checkpoint is one file of whole tensors, as any other strategy writes it: it can be continued
+    on another number of ranks, and by another strategy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    @override
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trainable part; the frozen backbone, which is most of all, is never gathered."""
+        assert self.lightning_module is not None
+        part = trainable_part(self.lightning_module)
+        return {name: whole(tensor.detach()).cpu() for name, tensor in part.items()}
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module = self.lightning_module
+        assert module is not None
+        state = shard_like(checkpoint["state_dict"], module.state_dict(keep_vars=True))
+        module.load_state_dict(state, strict=strict)
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        state = Strategy.optimizer_state(self, optimizer)
+        return _mapped(state, lambda tensor: whole(tensor).cpu())
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = checkpoint["optimizer_states"]
+        sharded = [_sharded(own, state) for own, state in zip(self.optimizers, states, strict=True)]
+        Strategy.load_optimizer_state_dict(self, {"optimizer_states": sharded})
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def _sharded(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with the moments of sharded parameters sharded as these are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {
+        place: shard_like(moments, dict.fromkeys(moments, parameters[place]))
+        for place, moments in state["state"].items()
+    }
+    return {**state, "state": own}
+
+
+def _mapped(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same containers with every tensor changed."""
+    if isinstance(item, Tensor):
+        return change(item)
+    if isinstance(item, dict):
+        return {key: _mapped(value, change) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return type(item)(_mapped(value, change) for value in item)
+    return item

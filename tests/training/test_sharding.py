@@ -1,0 +1,187 @@
+"""FSDP2 on two ranks: the run of one process and of DDP, and checkpoints that each of them reads.
+
+In float64, where sums in another order show in the last bits only.
+"""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from torch.distributed.tensor import DTensor
+from transformers import ByT5Tokenizer
+
+from polylab.data import DataModule
+from polylab.poly.sharding import is_sharded, local_part, shard_like, whole
+from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
+
+STEPS, CUT = 5, 2
+CASES = {
+    "t5": {"poly": {"n_splits": 2, "modules_to_save": ["final_layer_norm"]}},
+    "gpt2": {"kind": "gpt2", "accumulate_grad_batches": 3},
+    "mope": {"poly": {"poly_type": "mope"}},
+}
+
+
+def train(folder, strategy, *, kind="t5", poly=None, steps=STEPS, ckpt_path=None, **settings):
+    """What is known after a run with global batches of 6 rows."""
+    from tests.training.conftest import Memory, build_module
+    from tests.training.test_with_data import source
+
+    poly = {"n_skills": 3, **(poly or {})}
+    optim = {"lr": 0.01, "clip": 0.003}
+    module = build_module(kind, dropout=0.0, optim=optim, seed=4, poly=poly)
+    module.model.double()
+    for layer in module.model.poly_layers().values():
+        layer.cast_adapter("default", torch.float64)
+    data = DataModule(
+        source,
+        ByT5Tokenizer(),
+        is_encoder_decoder=kind == "t5",
+        batch_size=6,
+        temperature=2.0,
+        max_input_length=12,
+        max_target_length=8,
+    )
+    seed_everything(3, verbose=False)
+    logger = Memory()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1 if strategy in ("auto", "one shard") else 2,
+        strategy=ShardedStrategy() if strategy.endswith("shard") else strategy,
+        max_steps=steps,
+        val_check_interval=2 * settings.get("accumulate_grad_batches", 1),
+        check_val_every_n_epoch=None,
+        callbacks=[RunCheckpoint(folder, monitor="val/loss", mode="min")],
+        plugins=[AtomicCheckpointIO()],
+        logger=logger,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    own = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    sizes = {name: (p.numel(), local_part(p).numel()) for name, p in own.items()}
+    weights = {name: whole(p).detach().numpy().copy() for name, p in own.items()}
+    trainer.validate(module, data, ckpt_path=trainer.checkpoint_callback.best_model_path)
+    keys = ("train/loss", "grad_norm/skills", "grad_norm/router")
+    return {
+        "weights": weights,
+        "sizes": sizes,
+        "sharded": is_sharded(module.model),
+        "result": module.results["val"],
+        "series": {key: logger.series(key) for key in keys},
+    }
+
+
+def all_runs(folder):
+    """Of every case a run by DDP and one sharded, and those that the other one continues."""
+    found = {}
+    for case, settings in CASES.items():
+        for engine in ("ddp", "2 shard"):
+            path = f"{folder}/{case}/{engine}"
+            found[case, engine] = train(path, engine, **settings)
+    settings = CASES["t5"]
+    for engine, other in (("ddp", "2 shard"), ("2 shard", "ddp")):
+        path = f"{folder}/cut by {engine}"
+        train(path, engine, steps=CUT, **settings)
+        ckpt_path = f"{path}/last.ckpt"
+        found[other, "continues"] = train(f"{path}/on", other, ckpt_path=ckpt_path, **settings)
+    one = f"{folder}/../one/last.ckpt"
+    found["2 shard", "continues one"] = train(f"{folder}/on", "2 shard", ckpt_path=one, **settings)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sharding")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    from tests.training.conftest import _on_two_ranks, find_port
+
+    train(folder / "one", "auto", steps=CUT, **CASES["t5"])
+    return _on_two_ranks(all_runs, find_port(), folder / "two")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+def _alone(case, folder, alone):
+    if case not in alone:
+        alone[case] = train(folder / "alone" / case, "auto", **CASES[case])
+    return alone[case]
+
+
+def _check_equal(found, expected):
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        np.testing.assert_allclose(found["weights"][name], value, rtol=1e-6, atol=1e-9)
+    for key, series in expected["series"].items():
+        late = {step: value for step, value in series.items() if step in found["series"][key]}
+        assert found["series"][key] == pytest.approx(late, rel=1e-9)
+        assert STEPS in late
+    assert found["result"]["tasks"].keys() == expected["result"]["tasks"].keys()
+    assert found["result"]["macro"] == pytest.approx(expected["result"]["macro"], rel=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "2 shard"])
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_process(case, engine, ranks, folder, alone):
+    for rank in ranks:
+        _check_equal(rank[case, engine], _alone(case, folder, alone))
+        assert rank[case, engine]["sharded"] is (engine == "2 shard")
+
+
+@pytest.mark.parametrize("run", [("2 shard", "continues"), ("ddp", "continues")])
+def test_each_engine_continues_the_other_ones_run(run, ranks, folder, alone):
+    for rank in ranks:
+        _check_equal(rank[run], _alone("t5", folder, alone))
+        assert min(rank[run]["series"]["train/loss"]) == CUT + 1
+
+
+def test_checkpoints_move_between_one_rank_and_two(ranks, folder, alone):
+    for rank in ranks:
+        _check_equal(rank["2 shard", "continues one"], _alone("t5", folder, alone))
+    path = folder / "two" / "cut by 2 shard" / "last.ckpt"
+    on = train(folder / "back", "auto", ckpt_path=path, **CASES["t5"])
+    _check_equal(on, _alone("t5", folder, alone))
+
+
+def test_skills_are_cut_in_halves_and_routers_are_whole(ranks):
+    for rank in ranks:
+        for name, (size, own) in rank["t5", "2 shard"]["sizes"].items():
+            assert own == (size if "poly_router" in name else size // 2), name
+        assert any("modules_to_save" in name for name in rank["t5", "2 shard"]["sizes"])
+
+
+def test_a_sharded_checkpoint_is_an_ordinary_one(ranks, folder):  # noqa: ARG001
+    files = [folder / "two" / "t5" / engine / "last.ckpt" for engine in ("ddp", "2 shard")]
+    ddp, sharded = (torch.load(file, weights_only=True) for file in files)
+    assert ddp.keys() == sharded.keys()
+    assert ddp["state_dict"].keys() == sharded["state_dict"].keys()
+    (its,), (own,) = ddp["optimizer_states"], sharded["optimizer_states"]
+    assert its["state"].keys() == own["state"].keys()
+    tensors = [t for moments in own["state"].values() for t in moments.values()]
+    assert all(type(t) is torch.Tensor for t in [*tensors, *sharded["state_dict"].values()])
+    for place, moments in its["state"].items():
+        torch.testing.assert_close(own["state"][place], moments, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
+def test_one_shard_is_the_whole_model(folder, alone):
+    _check_equal(
+        train(folder / "alone" / "shard", "one shard", **CASES["t5"]), _alone("t5", folder, alone)
+    )
+
+
+def test_what_is_not_sharded_stays_as_it_is():
+    tensor = torch.arange(6.0)
+    assert whole(tensor) is local_part(tensor) is tensor
+    assert shard_like({"a": tensor}, {"b": tensor})["a"] is tensor
+    assert not isinstance(shard_like({"a": tensor}, {"a": tensor})["a"], DTensor)
