@@ -60,7 +60,7 @@ def _environment() -> Iterator[Any]:
 
     That task starts its ranks itself; Lightning would take its one process for the whole run.
     """
-    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
     ranks = started_ranks()
     if ranks is not None and ranks.starter == "srun":
