@@ -6,7 +6,6 @@ Only what reads the configuration is imported here; torch and the rest follow on
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,17 @@ from polylab.config.ranks import started_ranks
 from polylab.config.targets import build, check_arguments, plain_container
 
 if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
-__all__ = ["build_trainer", "keep_history", "lightning_node", "quiet_libraries"]
+__all__ = [
+    "build_trainer",
+    "keep_history",
+    "lightning_node",
+    "quiet_libraries",
+    "slurm_environment",
+]
 
 
 def build_trainer(
@@ -39,7 +45,11 @@ def build_trainer(
     if OmegaConf.is_dict(node.strategy):
         arguments["strategy"] = build(node.strategy, key="trainer.strategy")
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(folder)
-    arguments["plugins"] = [*(arguments["plugins"] or ()), AtomicCheckpointIO(), *_environment()]
+    arguments["plugins"] = [
+        *(arguments["plugins"] or ()),
+        AtomicCheckpointIO(),
+        *slurm_environment(),
+    ]
     arguments["val_check_interval"] = _validation_interval(cfg.trainer)
     # Lightning would add a checkpoint callback with file names of its own
     arguments["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
@@ -55,18 +65,18 @@ def build_trainer(
         raise ConfigError(f"trainer: {error}") from error
 
 
-def _environment() -> Iterator[Any]:
-    """Yield who tells a rank its number where Lightning would ask SLURM: not in a job of one task.
+def slurm_environment() -> "list[ClusterEnvironment]":
+    """Return who tells a rank its number where Lightning would ask SLURM.
 
-    That task starts its ranks itself; Lightning would take its one process for the whole run.
+    In a job of one task that task starts its ranks itself: Lightning would take its one process for
+    the whole run. Nor is Lightning to requeue a job, since it saves in the midst of a step.
     """
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
     ranks = started_ranks()
     if ranks is not None and ranks.starter == "srun":
-        yield SLURMEnvironment(auto_requeue=False)  # it saves in the middle of a step
-    elif ranks is None and "SLURM_NTASKS" in os.environ:
-        yield LightningEnvironment()
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()] if ranks is None and "SLURM_NTASKS" in os.environ else []
 
 
 def keep_history(trainer: "Trainer", folder: Path) -> None:

@@ -179,3 +179,25 @@ def test_the_other_commands_are_one_process(
     assert done.err == (
         "polylab.evaluate is one process, but srun started 5 · start it without srun\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "creates", "expected"),
+    [(None, None, None), (1, False, "Lightning"), (5, True, "SLURM")],
+)
+def test_who_starts_the_ranks_of_a_slurm_job(
+    tasks: int | None, creates: bool | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would take the one process of a job with one task for the whole run."""
+    from polylab.trainers import slurm_environment
+
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    if tasks is not None:
+        for name, value in {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": 0}.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+    found = slurm_environment()
+    assert len(found) == (tasks is not None)
+    for environment in found:
+        assert type(environment).__name__ == f"{expected}Environment"
+        assert environment.creates_processes_externally is creates
+        assert not getattr(environment, "auto_requeue", False)
