@@ -4,6 +4,12 @@ import json
 import os
 import sys
 
+# what the command imports when it needs it, and would import on each rank
+import polylab.backbones
+import polylab.callbacks
+import polylab.data
+import polylab.ranks.together
+import polylab.training  # noqa: F401
 from polylab.train import main
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
