@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ def gather_tensors(tensor: Tensor) -> Tensor:
     """The rows of every rank, in rank order, on every rank; as many come from each."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
-    n = distributed.get_world_size()
-    rows = torch.empty(n * len(tensor), *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-    distributed.all_gather_into_tensor(rows, tensor.contiguous())
-    return rows
+    rows = tensor.new_zeros(distributed.get_world_size(), *tensor.shape)
+    rows[distributed.get_rank()] = tensor
+    distributed.all_reduce(rows)  # what gathers tensors is being renamed in torch 2.13
+    return rows.flatten(0, 1)
