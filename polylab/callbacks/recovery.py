@@ -94,10 +94,11 @@ class Recovery(AllocationCallback):
             )  # fmt: skip
         return min(most, self._n_permutations)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores among `trainer.callback_metrics`, which a test run starts anew."""
         found = {k: v for k, v in scalars(self.result).items() if v == v}
-        pl_module.log_dict(found, logger=False, sync_dist=False, rank_zero_only=True)
+        # equal on all ranks already; said again only to satisfy Lightning
+        pl_module.log_dict(found, logger=False, sync_dist=trainer.world_size > 1)
 
 
 def scalars(result: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Ranks as processes that nobody watches, as they are where no launcher started them."""
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -38,6 +39,8 @@ def _rank(work, folder, n, rank, port, arguments):
     file = os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 2)
     sys.stderr = os.fdopen(2, "w")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", force=True)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
     os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank)}
     try:

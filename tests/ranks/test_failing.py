@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from polylab.ranks import wire
+from polylab.ranks import together, wire
 from polylab.ranks.together import ending_together
-from polylab.ranks.wire import FailedRank
+from polylab.ranks.wire import FailedRank, Meeting
 from tests.ranks.failing import Fail
 from tests.ranks.starting import start_ranks
 
@@ -39,6 +39,9 @@ class Tiny(LightningModule):
 def _train(folder, fail):
     if fail.get("stuck") or fail["how"] == "pause":
         wire._PATIENCE.update(failed=1, gone=1)
+    if fail["how"] == "unconnected":
+        together._TO_MEET = 0.2
+        Meeting.join = lambda *_, **__: {}
     trainer = Trainer(
         accelerator="cpu",
         devices=int(os.environ["WORLD_SIZE"]),
@@ -110,3 +113,17 @@ def test_a_stopped_rank_is_waited_for(end_of):
     codes, errors = end_of(rank=1, how="pause")
     assert codes == [0, 0]
     assert errors == ["", ""]
+
+
+def test_ranks_without_a_connection_train_and_say_so(end_of):
+    codes, errors = end_of(rank=1, how="unconnected", where="nowhere")
+    assert codes == [0, 0]
+    for rank, text in enumerate(errors):
+        assert text.startswith(f"rank {rank} and rank {1 - rank} have no connection through 127.0")
+
+
+def test_one_rank_has_nobody_to_wait_for(tmp_path):
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    before = [*trainer.callbacks]
+    with ending_together(trainer):
+        assert trainer.callbacks == before

@@ -126,6 +126,8 @@ def test_two_ranks_within_a_sweep_are_one_job(
     assert (bad["status"], bad["error"]) == ("failed", why)
     assert (good["status"], good["seed"]) == ("completed", "3")
     assert "2 x cpu, DDPStrategy" in done.out
+    # what the other ranks had seen since the previous log line is lost with one of them
+    assert [(folder / "mix.csv").exists() for folder in done.folders] == [False, True]
     assert len(list(tmp_path.rglob("config.yaml"))) == 4  # the jobs', and Hydra's unresolved ones
     assert [(run.tags[-1], run.exit_code) for run in read_runs(tmp_path)] == [
         ("job-0", 1),
