@@ -16,7 +16,7 @@ from polylab.config.ranks import started_ranks
 from polylab.config.targets import build, check_arguments, plain_container
 
 if TYPE_CHECKING:
-    from lightning.fabric.plugins.environments import ClusterEnvironment
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
@@ -71,7 +71,8 @@ def slurm_environment() -> "list[ClusterEnvironment]":
     In a job of one task that task starts its ranks itself: Lightning would take its one process for
     the whole run. Nor is Lightning to requeue a job, since it saves in the midst of a step.
     """
-    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     ranks = started_ranks()
     if ranks is not None and ranks.starter == "srun":

@@ -147,7 +147,7 @@ def _check_seen(folder: Path, *, host: str, rank: int, patience: float = 30.0) -
 
 
 def _store_of_torchrun(ranks: Ranks) -> Any:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

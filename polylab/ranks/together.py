@@ -117,7 +117,7 @@ class _Watch(Callback):
         while self._wire is None and not self._is_closed:
             for rank, child in enumerate(children, start=1):
                 time.sleep(0.5 / len(children))
-                if child.poll():
+                if child.poll() and self._wire is None:  # they may just have met
                     for other in children:
                         other.kill()
                     log.error("%s", Ending(rank, "gone", f"{_cause(child)} before the start"))

@@ -110,7 +110,7 @@ def test_ranks_of_torchrun_agree(
     environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through a store such as its agent keeps, a new one for each attempt."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     def attempt(n: int, path: str) -> tuple[str, str]:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -140,7 +140,7 @@ def test_a_rank_that_hears_nothing(
 ) -> None:
     from datetime import timedelta
 
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.1))
