@@ -35,8 +35,6 @@ from polylab.tracked import finished_logger
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
-    from polylab.training import Stopping
-
 log = logging.getLogger("polylab")
 
 _BY_SIGTERM = 143  # as a shell reports it: 128 + 15
@@ -81,8 +79,6 @@ def run(cfg: DictConfig) -> float | None:
     folder, started = job_folder(), time.perf_counter()
     match_ranks(cfg.trainer)
     if is_done(cfg, folder):
-        if not is_child():
-            print(f"this run is done already · {folder}", flush=True)
         return None
     asked = cfg.copy()
     pick_up(cfg, folder)
@@ -102,10 +98,8 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
-        stopping = add_stopping(parts, cfg)
-        together = ending_together(parts.trainer)
         tracked = finished_logger(parts.logger, folder=folder)
-        with requeued(stopping, is_lead=lead), tracked, together:
+        with stopped_in_order(parts, cfg), tracked, ending_together(parts.trainer):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)
             save_trained(parts, folder=folder)
             if lead:
@@ -117,22 +111,21 @@ def run(cfg: DictConfig) -> float | None:
         return optimized_value(parts, cfg.optimized_metric)
 
 
-def add_stopping(parts: Parts, cfg: DictConfig) -> "Stopping":
-    """Let a signal end the training in order; by the one that SLURM sends it is requeued."""
+@contextmanager
+def stopped_in_order(parts: Parts, cfg: DictConfig) -> Iterator[None]:
+    """Let a signal end the training in order; one that SLURM sends has the job requeued then.
+
+    Unless the job has come no further, which the next attempt would not either.
+    """
     from polylab.training import Stopping
 
     stopping = Stopping(also=requeue_signal(cfg))
     parts.trainer.callbacks.insert(0, stopping)  # type: ignore[attr-defined]
-    return stopping
-
-
-@contextmanager
-def requeued(stopping: "Stopping", *, is_lead: bool) -> Iterator[None]:
-    """Have SLURM start the job again where its signal ended the run, if that has come further."""
     try:
         yield
     except SystemExit as stop:
-        if is_lead and stopping.also is not None and stop.code == 128 + stopping.also:
+        is_asked = stopping.also is not None and stop.code == 128 + stopping.also
+        if is_asked and parts.trainer.is_global_zero:
             log.error(requeue() if stopping.has_advanced else NO_ADVANCE)
         raise
 

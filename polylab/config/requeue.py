@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from polylab.config.ddp import is_child
 from polylab.config.errors import ConfigError
 from polylab.config.ranks import restarts, slurm_job
 
@@ -31,7 +32,7 @@ def requeue_signal(cfg: DictConfig) -> signal.Signals | None:
 
 
 def is_done(cfg: DictConfig, folder: Path) -> bool:
-    """Say whether the folder holds this run, finished.
+    """Say whether the folder holds this run, finished, and print so.
 
     Raises:
         ConfigError: If it holds another one.
@@ -39,6 +40,8 @@ def is_done(cfg: DictConfig, folder: Path) -> bool:
     is_finished = (folder / "metrics.json").is_file()
     if goes_on(cfg) and (is_finished or (folder / "checkpoints" / "last.ckpt").is_file()):
         _check_same(cfg, folder)
+    if goes_on(cfg) and is_finished and not is_child():
+        print(f"this run is done already · {folder}", flush=True)
     return goes_on(cfg) and is_finished
 
 
