@@ -28,6 +28,10 @@ class Fail(Callback):
         if self._where == "look" and trainer.is_global_zero and trainer.global_step:
             self._fail(trainer)
 
+    def on_exception(self, trainer, pl_module, exception) -> None:  # noqa: ARG002
+        if self._how == "hang" and trainer.global_rank == self._rank:
+            time.sleep(1000)
+
     def _fail(self, trainer) -> None:
         if trainer.global_rank != self._rank:
             if self._stuck:

@@ -39,6 +39,7 @@ class Tiny(LightningModule):
 def _train(folder, fail):
     if fail.get("stuck") or fail["how"] == "pause":
         wire._PATIENCE.update(failed=1, gone=1)
+        wire._OWN_PATIENCE = 2
     if fail["how"] == "unconnected":
         together._TO_MEET = 0.2
         Meeting.join = lambda *_, **__: {}
@@ -106,6 +107,15 @@ def test_ranks_that_are_stuck_and_have_no_part_in_it(end_of, how):
     assert errors[0].startswith("rank 1 failed: ValueError" if how == "raise" else "rank 1 is gone")
     assert errors[0].endswith(" · this run has ended\n")
     assert errors[2] == ""  # one of a machine says it
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_after_its_error(end_of, rank):
+    """As in closing a process group that others are in: it has said before what went wrong."""
+    codes, errors = end_of(rank=rank, how="hang", stuck=True)
+    assert codes == [1, 1]
+    line = f"rank {rank} failed: ValueError: step 2 of rank {rank} went wrong · this run has ended"
+    assert errors == [f"{line}\n", ""]
 
 
 def test_a_stopped_rank_is_waited_for(end_of):
