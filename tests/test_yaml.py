@@ -74,7 +74,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def test_no_file_is_overlooked() -> None:
-    assert len(OPTIONS) == 69
+    assert len(OPTIONS) == 70
     assert len(RECIPES) == 11
     assert sorted(path.stem for path in CONF.glob("*.yaml")) == COMMANDS
     assert not list(EXPERIMENTS.glob("*.yml"))

@@ -19,8 +19,8 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
 
     `order` lists (index, row) pairs. It is cut into as many batches as all ranks need, of sizes
     that differ by at most one row. Every rank gets the same number of batches: one that would have
-    fewer gets fillers, the first example under the row `FILLER`, of which nothing is to count. One
-    rank has none.
+    fewer gets a last one that is a filler: the first example under the row `FILLER`, of which
+    nothing is to count. One rank has none.
     """
 
     def __init__(
@@ -28,9 +28,11 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
     ) -> None:
         local_size = max(1, batch_size // world_size)
         n_slices = world_size * -(-len(order) // (world_size * local_size))
-        edges = [len(order) * i // n_slices for i in range(n_slices + 1)] if order else [0]
+        n_own = min(n_slices, len(order))
+        edges = [len(order) * i // n_own for i in range(n_own + 1)] if order else [0]
         slices = [list(order[a:b]) for a, b in itertools.pairwise(edges)]
-        self._batches = [batch or [(order[0][0], FILLER)] for batch in slices[rank::world_size]]
+        slices += [[(order[0][0], FILLER)] for _ in range(n_slices - n_own)]
+        self._batches = slices[rank::world_size]
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -1,13 +1,14 @@
 """What is wrong with an evaluation's settings, said before a run is read."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from polylab.config.errors import ConfigError
+from polylab.config.schema import EvaluateSchema
 from polylab.config.suggest import hint, listing
 from polylab.parts import ReadTasks
 
@@ -32,6 +33,12 @@ def check_choices(cfg: DictConfig) -> None:
     problems = []
     if OmegaConf.is_missing(cfg, "run") or not cfg.run:
         problems.append("run is not set · give run=RUN_DIR")
+    read = ["data", *(field.name for field in fields(EvaluateSchema))]
+    for key in sorted({*map(str, cfg)} - {*read}):  # added with a +
+        problems.append(
+            f"{key} is not read{hint(key, read)} · the run is evaluated on one device · valid: "
+            f"{listing(read)}"
+        )
     problems += unknown("split", cfg.split, SPLITS)
     if cfg.zero_shot is not None:
         problems += unknown("zero_shot", cfg.zero_shot, WAYS)

@@ -27,10 +27,12 @@ from polylab.poly.routing import (
     Override,
     Routing,
     check_task_ids,
+    current,
     entered,
     overridden,
     override_of,
 )
+from polylab.poly.sharding import is_sharded
 from polylab.poly.structure import batch_shape, encoder_of
 
 __all__ = ["RoutedModel"]
@@ -155,11 +157,32 @@ class RoutedModel(AdaptedModel):
         if ids is not None and ids.ndim == 2 and not plan.shares_routers:
             return  # weights of every token in every layer at once would fill the memory
         plan.weigh(routing)
+        if is_sharded(self):
+            return  # skills are whole while their block runs: see mix_block
         if merges:
             merge_rows(routing)
         remakes = self.training and torch.is_grad_enabled() and self._is_checkpointing()
         if mixes and not remakes and plan.can_mix and (ids is None or ids.ndim == 1):
             plan.mix(routing)
+
+    def mix_block(self, names: Sequence[str]) -> None:
+        """Mix the skills of a block that is about to run, and whose parameters are whole then."""
+        routing = current()
+        if routing is None or routing.disabled or routing.weights is None:
+            return
+        if self.training and self._is_checkpointing():
+            return  # whether a recompute comes by here again, releases of transformers differ
+        ids, names = routing.task_ids, [name for name in names if name in self._active_layers]
+        is_kept = routing.factors is not None and names and names[0] in routing.factors
+        if names and not is_kept and self._plan.can_mix and (ids is None or ids.ndim == 1):
+            self._plan.mix_block(routing, names)
+
+    def forget_block(self, names: Sequence[str]) -> None:
+        """Let go, in training, of what was mixed for a block; else a generation needs it again."""
+        routing = current()
+        if self.training and routing is not None and routing.factors is not None:
+            for name in names:
+                routing.factors.pop(name, None)
 
     def _is_checkpointing(self) -> bool:
         """Whether blocks run again in the backward: then each mixes its skills anew."""

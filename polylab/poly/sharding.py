@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from polylab.poly.layers import PolyLayer
+
+if TYPE_CHECKING:
+    from polylab.poly.routed import RoutedModel
 
 __all__ = [
     "average_gradients",
@@ -30,7 +35,7 @@ __all__ = [
 _Key = TypeVar("_Key")
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: RoutedModel, mesh: DeviceMesh) -> None:
     """Shard an adapted model over a one-dimensional `mesh`, in place; a second time does nothing.
 
     Each transformer block is gathered for its forward and again for its backward; what is outside
@@ -43,7 +48,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: If the model has no blocks that are known as such, or is quantised.
     """
-    base = model.get_submodule("model")
+    base = model.get_base_model()
     if isinstance(base, FSDPModule):
         return
     blocks = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -68,7 +73,17 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             shard_placement_fn=partial(_placement, ranks=mesh.size()),
             ignored_params={*routers},
         )
+    for block in blocks:
+        _mix_in(block, model)
     register_fsdp_forward_method(base, "generate")
+
+
+def _mix_in(block: nn.Module, model: RoutedModel) -> None:
+    """Let the block's skills be mixed all at once, while they are whole."""
+    names = [layer.name for layer in block.modules() if isinstance(layer, PolyLayer)]
+    if names:
+        block.register_forward_pre_hook(lambda *_: model.mix_block(names))
+        block.register_forward_hook(lambda *_: model.forget_block(names))
 
 
 def _placement(parameter: nn.Parameter, ranks: int) -> Shard:

@@ -69,7 +69,8 @@ class SplitEvaluation(nn.Module):
         )
         self._task_names = list(task_names)
         self._limit = predictions_per_task
-        self._predictions: list[tuple[int, Prediction]] = []
+        self._predictions: list[tuple[int, int, Prediction]] = []  # task, batch
+        self._batches = 0
         self._kept: Counter[int] = Counter()
         self._categories = categories or {}
         self._intervals = intervals
@@ -117,6 +118,7 @@ class SplitEvaluation(nn.Module):
             self._f1.update(task_ids.tolist(), predictions, references)
         if self._intervals:
             self._scores.extend(zip(numbers, task_ids.tolist(), own, strict=True))
+        self._batches += 1
         rows = zip(task_ids.tolist(), inputs, predictions, references, choices, strict=True)
         for task, text, prediction, valid, options in rows:
             line = Prediction(
@@ -193,14 +195,14 @@ class SplitEvaluation(nn.Module):
     def _keep(self, task: int, prediction: Prediction) -> None:
         if self._limit is None or self._kept[task] < self._limit:
             self._kept[task] += 1
-            self._predictions.append((task, prediction))
+            self._predictions.append((task, self._batches, prediction))
 
     def _gather(self) -> list[Prediction]:
         found = [item for part in gather_objects(self._predictions) for item in part]
-        found.sort(key=lambda item: item[0])
+        found.sort(key=lambda item: item[:2])  # within a batch by rank, as one would have it
         kept: Counter[int] = Counter()
         predictions = []
-        for task, prediction in found:
+        for task, _, prediction in found:
             kept[task] += 1
             if self._limit is None or kept[task] <= self._limit:
                 predictions.append(prediction)
@@ -211,5 +213,5 @@ class SplitEvaluation(nn.Module):
             self._mean(name).reset()
         if self._f1 is not None:
             self._f1.reset()
-        self._predictions, self._scores = [], []
+        self._predictions, self._scores, self._batches = [], [], 0
         self._kept.clear()

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from polylab.poly.sharding import average_gradients, is_sharded, shard
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
-from polylab.training.distributed import gather_objects, gather_tensors
+from polylab.training.distributed import gather_objects, gather_tensors, sum_over_ranks
 from polylab.training.evaluated import EvaluatedModule
 from polylab.training.lazy_rows import LazyRows
 from polylab.training.lengths import join_parts, length_parts, take_rows
@@ -160,7 +160,7 @@ class PolyModule(EvaluatedModule):
         self._anneal()
         self._logged_step = self.trainer.global_step
         if self._is_log_step(self._logged_step):
-            self._losses.drain(self._sum_over_ranks)  # the interrupted run has logged them
+            self._losses.drain(sum_over_ranks)  # the interrupted run has logged them
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.resume()
@@ -169,7 +169,7 @@ class PolyModule(EvaluatedModule):
         losses, tokens, prior, _ = self._training_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._task_ids.append(batch["task_ids"].flatten())
-        self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
+        self._window.append(sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
         loss = losses.sum() * self.trainer.world_size / self._window[0]
         if prior is None:
@@ -257,7 +257,7 @@ class PolyModule(EvaluatedModule):
 
     def _log_training(self) -> float | None:
         self._logged_step = self.trainer.global_step
-        interval = self._losses.drain(self._sum_over_ranks)
+        interval = self._losses.drain(sum_over_ranks)
         check_finite(interval.loss, step=self._logged_step)
         self._send(
             interval.metrics(self._logged_tasks)
@@ -277,7 +277,7 @@ class PolyModule(EvaluatedModule):
         checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
         checkpoint[STATE_KEY] = {
             "rng": gather_objects(self._rng.state_dict()),
-            "losses": self._losses.state_dict(self._sum_over_ranks),
+            "losses": self._losses.state_dict(sum_over_ranks),
             "validations": self._validations,
             "uniform_share": self.model.peft_config[self.model.active_adapter].uniform_share,
         }
@@ -305,9 +305,6 @@ class PolyModule(EvaluatedModule):
     def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         smoothing = self._label_smoothing if self.training else 0.0
         return example_losses(self.model, batch, label_smoothing=smoothing, **self._special_tokens)
-
-    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
 
 def _check_arguments(

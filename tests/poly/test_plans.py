@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from polylab.poly import plans
+from polylab.poly import mixing
 from tests.poly.tiny import config_of, gradients, inputs_of, output_of, poly, task_ids
 
 SIBLINGS = {
@@ -34,7 +34,7 @@ def test_groups_with_one_joint_b(kind, n_splits, monkeypatch):
         seen.append(len(group) if len(shapes) == 1 else 1)
         return [group] if len(shapes) == 1 else [(layer,) for layer in group]
 
-    monkeypatch.setattr(plans, "_parts", joint)
+    monkeypatch.setattr(mixing, "_parts", joint)
     model.set_adapter("default")  # plans anew
     found = loss_and_gradients(model, kind)
     assert max(seen) == (3 if kind == "t5" else 2)
@@ -55,16 +55,16 @@ def test_only_small_groups_without_biases_on_a_gpu_get_one(monkeypatch):
     model = poly("t5", target_modules=["q", "k", "v"])
     layers = [layer for name, layer in model.poly_layers().items() if "decoder" in name]
     group = tuple(layers[:3])
-    assert [len(part) for part in plans._parts(group, "default")] == [1, 1, 1]  # on a CPU
+    assert [len(part) for part in mixing._parts(group, "default")] == [1, 1, 1]  # on a CPU
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
-    assert plans._parts(group, "default") == [group]
-    assert plans._parts(group[:1], "default") == [group[:1]]
-    monkeypatch.setattr(plans, "_SMALL", group[0].weight.numel() * 3 - 1)
-    assert [len(part) for part in plans._parts(group, "default")] == [1, 1, 1]
+    assert mixing._parts(group, "default") == [group]
+    assert mixing._parts(group[:1], "default") == [group[:1]]
+    monkeypatch.setattr(mixing, "_SMALL", group[0].weight.numel() * 3 - 1)
+    assert [len(part) for part in mixing._parts(group, "default")] == [1, 1, 1]
     monkeypatch.undo()
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
     group[1].scaling["default"] *= 2
-    assert [len(part) for part in plans._parts(group, "default")] == [1, 1, 1]
+    assert [len(part) for part in mixing._parts(group, "default")] == [1, 1, 1]
 
 
 def test_a_layer_that_gets_an_adapter_by_itself_is_planned_anew():

@@ -168,6 +168,7 @@ def test_unknown_tasks_are_refused_or_routed_as_said(
         (["routing=unifrom"], "routing=unifrom is not known · did you mean uniform?"),
         (["split=tset"], "split=tset is not known · did you mean test?"),
         (["task=cpy"], "task=cpy: the data has no such task · did you mean copy?"),
+        (["+trainer.devices=2"], "trainer is not read · the run is evaluated on one device"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
         (["zero_shot=some"], "zero_shot=some is not known"),
     ],

@@ -81,7 +81,7 @@ def _run(kind, *, strategy=None):
         poly=poly,
         task_names=["a", "b"],
         max_new_tokens=9,
-        predictions_per_task=None,
+        predictions_per_task=3,
         optim={"eps": 0.01},  # else Adam makes steps of rounding errors
     )
     base = module.model.get_base_model()
@@ -110,7 +110,7 @@ def _run(kind, *, strategy=None):
     lines = [
         (split, line)
         for split, found in module.predictions.items()
-        for line in sorted(found, key=lambda line: line["input"])
+        for line in found  # the same ones in the same order
     ]
     return {
         "counts": [trained, counts],

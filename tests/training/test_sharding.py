@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import ByT5Tokenizer
 
@@ -175,9 +176,12 @@ def test_a_sharded_checkpoint_is_an_ordinary_one(ranks, folder):  # noqa: ARG001
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
 def test_one_shard_is_the_whole_model(folder, alone):
-    _check_equal(
-        train(folder / "alone" / "shard", "one shard", **CASES["t5"]), _alone("t5", folder, alone)
-    )
+    try:
+        found = train(folder / "alone" / "shard", "one shard", **CASES["t5"])
+    finally:
+        distributed.destroy_process_group()
+    assert found["sharded"]
+    _check_equal(found, _alone("t5", folder, alone))
 
 
 def test_what_is_not_sharded_stays_as_it_is():
