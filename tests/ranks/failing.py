@@ -14,6 +14,8 @@ class Fail(Callback):
     """
 
     def __init__(self, *, rank: int, how: str, where: str = "step", stuck: bool = False) -> None:
+        if where == "init" and os.environ.get("LOCAL_RANK") == str(rank):
+            raise ValueError(f"rank {rank} has no such file")
         self._rank, self._how, self._where, self._stuck = rank, how, where, stuck
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ARG002

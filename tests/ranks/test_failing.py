@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +126,23 @@ def test_a_stopped_rank_is_waited_for(end_of):
     codes, errors = end_of(rank=1, how="pause")
     assert codes == [0, 0]
     assert errors == ["", ""]
+
+
+def _await_children(folder):
+    """What rank 0 does while it waits for those that Lightning has started."""
+    commands = ("import time; time.sleep(1000)", "raise SystemExit(3)")
+    children = [subprocess.Popen([sys.executable, "-c", command]) for command in commands]
+    (folder / "pid").write_text(str(children[0].pid))
+    together._Watch()._observe(children)
+    time.sleep(1000)
+
+
+def test_a_rank_that_fails_before_the_ranks_have_met(tmp_path):
+    codes, errors = start_ranks(_await_children, tmp_path, 1)
+    assert codes == [1]
+    assert errors == ["rank 2 is gone: its process has ended with code 3 before the start\n"]
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
 
 
 def test_ranks_without_a_connection_train_and_say_so(end_of):
