@@ -304,11 +304,16 @@ def _check_nodes(cfg: DictConfig) -> None:
 
 def _try_out(module: "LightningModule", data: "LightningDataModule", trainer: "Trainer") -> None:
     """Do now what `fit` would refuse later, when the tracker has started and files are written."""
+    from polylab.training import PolyModule
+
     data.trainer = module.trainer = trainer
     with user_mistakes("data"):
         data.prepare_data()
         data.setup("fit")
         data.train_dataloader()
+    if isinstance(module, PolyModule):
+        with user_mistakes("trainer.strategy"):
+            module.check_strategy()
     with user_mistakes("optim"):
         module.configure_optimizers()
 

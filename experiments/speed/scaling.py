@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.device_count() else "cpu"
     dtype = "bfloat16" if device == "cuda" else "float32"
     parser.add_argument("--shape", default="t5-xl", help=f"some of {', '.join(SHAPES)}")
-    parser.add_argument("--strategy", default="ddp", help="some of ddp, fsdp, single")
+    parser.add_argument(
+        "--strategy", default="ddp", help=f"some of {', '.join(scaling_runs.STRATEGIES)}"
+    )
     parser.add_argument("--devices", default="1,2", help="numbers, 1 among them for efficiency")
     parser.add_argument(
         "--runs",
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     known = {
         "shape": (options.shape.replace("_", "-"), [*SHAPES]),
-        "strategy": (options.strategy, ["ddp", "fsdp", "single"]),
+        "strategy": (options.strategy, [*scaling_runs.STRATEGIES]),
         "runs": (options.runs, [*scaling_runs.RUNS]),
     }
     for name, (given, valid) in known.items():

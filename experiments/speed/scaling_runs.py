@@ -34,6 +34,7 @@ from polylab.training import AtomicCheckpointIO, HistoryLogger, PolyModule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNS = ("none", "default", "bare")
+STRATEGIES = ("ddp", "fsdp", "fsdp+whole", "single")  # +whole: skills are not sharded
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,11 @@ def _strategy(job: Job) -> Any:
     """That of `conf/trainer/STRATEGY.yaml`; a device alone needs none."""
     if job.devices == 1:
         return "auto"
-    given = yaml.safe_load((CONF / f"trainer/{job.strategy}.yaml").read_text())["strategy"]
-    return given if isinstance(given, str) else _build(given, {})
+    name, _, whole = job.strategy.partition("+")
+    given = yaml.safe_load((CONF / f"trainer/{name}.yaml").read_text())["strategy"]
+    if isinstance(given, str):
+        return given
+    return _build({**given, **({"shard_skills": False} if whole else {})}, {})
 
 
 def default_callbacks(folder: str) -> list[Callback]:

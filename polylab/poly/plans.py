@@ -65,6 +65,12 @@ class Plan:
         layer = next(iter(self._layers.values()))
         return type(layer.combine[self._name]) is AverageFactors and not self._routers[0].is_hard
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the skills."""
+        layer = next(iter(self._layers.values()))
+        return type(layer.poly_lora_A[self._name].data) is not Tensor
+
     def weigh(self, routing: Routing, hidden: Float[Tensor, "batch *seq d"] | None = None) -> None:
         """Evaluate all routers, each once, into `routing.weights`.
 

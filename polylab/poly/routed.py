@@ -157,9 +157,9 @@ class RoutedModel(AdaptedModel):
         if ids is not None and ids.ndim == 2 and not plan.shares_routers:
             return  # weights of every token in every layer at once would fill the memory
         plan.weigh(routing)
-        if is_sharded(self):
+        if plan.is_sharded:
             return  # skills are whole while their block runs: see mix_block
-        if merges:
+        if merges and not is_sharded(self):  # the merged weights would be of all blocks at once
             merge_rows(routing)
         remakes = self.training and torch.is_grad_enabled() and self._is_checkpointing()
         if mixes and not remakes and plan.can_mix and (ids is None or ids.ndim == 1):

@@ -2,7 +2,8 @@
 
 The backbone and the skills are sharded, block by block. The routers are not: they are small, all
 of an adapter are evaluated at once before the backbone runs, and what is logged of a routing reads
-them at any time. Every rank holds them whole, and `average_gradients` keeps them equal.
+them at any time. Every rank holds them whole, and `average_gradients` keeps them equal. Skills may
+be left whole too: then all are mixed at once, which is quicker and takes their memory on each rank.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "average_gradients",
+    "find_blocks",
     "is_sharded",
     "local_part",
     "shard",
@@ -35,7 +37,7 @@ __all__ = [
 _Key = TypeVar("_Key")
 
 
-def shard(model: RoutedModel, mesh: DeviceMesh) -> None:
+def shard(model: RoutedModel, mesh: DeviceMesh, *, shard_skills: bool = True) -> None:
     """Shard an adapted model over a one-dimensional `mesh`, in place; a second time does nothing.
 
     Each transformer block is gathered for its forward and again for its backward; what is outside
@@ -44,6 +46,7 @@ def shard(model: RoutedModel, mesh: DeviceMesh) -> None:
     Args:
         model: A `PolyModel`, alike on all ranks.
         mesh: Its ranks.
+        shard_skills: False leaves A and B whole on every rank.
 
     Raises:
         ValueError: If the model has no blocks that are known as such, or is quantised.
@@ -51,19 +54,10 @@ def shard(model: RoutedModel, mesh: DeviceMesh) -> None:
     base = model.get_base_model()
     if isinstance(base, FSDPModule):
         return
-    blocks = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not blocks:
-        raise ValueError(
-            f"{type(base).__name__} has no blocks to shard: none of its modules is a "
-            "transformers.modeling_layers.GradientCheckpointingLayer. Use trainer=ddp."
-        )
-    if getattr(base, "is_quantized", False):
-        raise ValueError(
-            f"{type(base).__name__} is quantised, and its weights cannot be sharded. Use "
-            "trainer=ddp, or backbone.quantization=null."
-        )
-    routers = _routers(base)
-    for parameter in routers:
+    blocks = find_blocks(base)
+    kept = {"poly_router"} if shard_skills else {"poly_router", "poly_lora_A", "poly_lora_B"}
+    whole = [p for name, p in base.named_parameters() if kept & {*name.split(".")}]
+    for parameter in whole:
         distributed.broadcast(parameter.data, src=0, group=mesh.get_group())
     for module in [*blocks, base]:
         fully_shard(
@@ -71,11 +65,31 @@ def shard(model: RoutedModel, mesh: DeviceMesh) -> None:
             mesh=mesh,
             reshard_after_forward=True,
             shard_placement_fn=partial(_placement, ranks=mesh.size()),
-            ignored_params={*routers},
+            ignored_params={*whole},
         )
-    for block in blocks:
+    for block in blocks if shard_skills else ():
         _mix_in(block, model)
     register_fsdp_forward_method(base, "generate")
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a base model, each of which is sharded by itself.
+
+    Raises:
+        ValueError: If the model has no blocks that are known as such, or is quantised.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ValueError(
+            f"{type(model).__name__} has no blocks to shard: none of its modules is a "
+            "transformers.modeling_layers.GradientCheckpointingLayer. Use trainer=ddp."
+        )
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{type(model).__name__} is quantised, and its weights cannot be sharded. Use "
+            "trainer=ddp, or backbone.quantization=null."
+        )
+    return [*blocks]
 
 
 def _mix_in(block: nn.Module, model: RoutedModel) -> None:
@@ -87,10 +101,13 @@ def _mix_in(block: nn.Module, model: RoutedModel) -> None:
 
 
 def _placement(parameter: nn.Parameter, ranks: int) -> Shard:
-    """Cut the largest dimension that all ranks get an equal part of, else the first.
+    """Cut along the first dimension, which is the quickest to put together again.
 
-    Of skills the first one counts the heads, which are fewer than the ranks.
+    That of skills counts the heads. Where these are fewer than the ranks, the largest dimension is
+    cut that gives all ranks equal parts.
     """
+    if len(parameter) >= ranks:
+        return Shard(0)
     even = [dim for dim, size in enumerate(parameter.shape) if size % ranks == 0]
     return Shard(max(even, key=lambda dim: parameter.shape[dim], default=0))
 
@@ -127,12 +144,15 @@ def _shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of routers, which every rank holds whole, by their mean over ranks.
+    """Replace the gradients of those that every rank holds whole by their mean over ranks.
 
-    In one exchange. A parameter without a gradient on a rank counts as zero there.
+    In one exchange, for parameters that `shard` has left whole. One without a gradient on a rank
+    counts as zero there.
     """
     grads = []
     for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         grads.append(parameter.grad)
@@ -143,8 +163,3 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat /= distributed.get_world_size()
     for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
-
-
-def _routers(model: nn.Module) -> list[nn.Parameter]:
-    named = model.named_parameters()
-    return [parameter for name, parameter in named if "poly_router" in name.split(".")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 _TO_MEET = 30  # seconds, once all ranks have come to the same barrier
 _TO_HEAR = 5  # seconds from a broken collective to the word of the rank that broke it
 _TO_CLOSE = 15  # seconds that a child has to end by itself
+_OBSERVER = "_launch_process_observer"  # a name of Lightning's launcher
 _BROKEN = ("gloo", "nccl", "peer", "process group", "tcpstore", "connection")
 
 
@@ -102,12 +104,12 @@ class _Watch(Callback):
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Take the place of Lightning's observer, which kills rank 0 before it can say anything."""
-        before = subprocess_script._launch_process_observer
-        subprocess_script._launch_process_observer = self._observe  # pyright: ignore[reportPrivateImportUsage]
+        before = getattr(subprocess_script, _OBSERVER)
+        setattr(subprocess_script, _OBSERVER, self._observe)
         try:
             yield
         finally:
-            subprocess_script._launch_process_observer = before  # pyright: ignore[reportPrivateImportUsage]
+            setattr(subprocess_script, _OBSERVER, before)
 
     def _observe(self, children: list[subprocess.Popen]) -> None:
         threading.Thread(target=self._await_meeting, args=(children,), daemon=True).start()
@@ -125,29 +127,31 @@ class _Watch(Callback):
 
 
 def _connect(trainer: Trainer) -> Wire:
-    rank, strategy = trainer.global_rank, trainer.strategy
-    host = strategy.cluster_environment.main_address  # type: ignore[attr-defined]
-    meeting, server = Meeting.begin(host) if rank == 0 else (None, None)
-    meeting = strategy.broadcast(meeting)
-    if server is None:
-        links = meeting.join(rank, timeout=_TO_MEET)
-        expected = {0}
-    else:
-        links = meeting.admit(server, trainer.world_size, timeout=_TO_MEET)
-        expected = {*range(1, trainer.world_size)}
-    for absent in sorted(expected - {*links}):
+    rank, links, children = trainer.global_rank, _links(trainer), _children(trainer)
+    expected = range(1, trainer.world_size) if rank == 0 else [0]
+    for absent in {*expected} - links.keys():
         log.warning(
-            "rank %d and rank %d have no connection through %s, port %d: if one of them fails, the "
-            "other may wait for it until the collectives time out",
-            rank, absent, meeting.host, meeting.port,
+            "rank %d and rank %d have no connection: if one of them fails, the other may wait for "
+            "it until the collectives time out · let ranks connect to any port of rank 0",
+            rank, absent,
         )  # fmt: skip
-    children = _children(trainer)
     return Wire(
         links,
         rank=rank,
         says=trainer.local_rank == 0,
         reason=lambda peer: _cause(*children[peer - 1 : peer]) if peer else _cause(),
     )
+
+
+def _links(trainer: Trainer) -> dict[int, socket.socket]:
+    strategy = trainer.strategy
+    if trainer.global_rank != 0:
+        meeting: Any = strategy.broadcast(None)
+        return meeting.join(trainer.global_rank, timeout=_TO_MEET)
+    host = strategy.cluster_environment.main_address  # type: ignore[attr-defined]
+    meeting, server = Meeting.begin(host)
+    strategy.broadcast(meeting)
+    return meeting.admit(server, trainer.world_size, timeout=_TO_MEET)
 
 
 def _children(trainer: Trainer) -> list[subprocess.Popen]:

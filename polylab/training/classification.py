@@ -53,6 +53,7 @@ class ClassificationModule(PolyModule):
     """
 
     text_metrics = CLASS_METRICS
+    is_shardable = False  # a task's head is called by itself
 
     def __init__(
         self,

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from polylab.poly.sharding import average_gradients, is_sharded, shard
+from polylab.poly.sharding import average_gradients, find_blocks, is_sharded, shard
 from polylab.training.checkpoint import check_task_names, check_trainable_state, trainable_state
 from polylab.training.distributed import gather_objects, gather_tensors, sum_over_ranks
 from polylab.training.evaluated import EvaluatedModule
@@ -27,12 +26,12 @@ from polylab.training.optim import (
     check_router_steps,
     clip_by_group,
     grad_norms,
-    router_parameters,
     scale_gradients,
     uniform_share,
 )
 from polylab.training.ranking import RankOptions
 from polylab.training.rng import RngStream
+from polylab.training.sharding import ShardedStrategy, check_strategy
 
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
@@ -51,6 +50,8 @@ class PolyModule(EvaluatedModule):
 
     Attributes are those of `EvaluatedModule`.
     """
+
+    is_shardable = True  # under `trainer=fsdp`
 
     def __init__(
         self,
@@ -140,9 +141,22 @@ class PolyModule(EvaluatedModule):
 
     def configure_model(self) -> None:
         """Under `trainer=fsdp` shard the model."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            assert self.device_mesh is not None
-            shard(self.model, self.device_mesh["data_parallel"])
+        strategy = self.trainer.strategy
+        self.check_strategy()
+        if isinstance(strategy, ShardedStrategy):
+            ranks = strategy.device_mesh["data_parallel"]
+            shard(self.model, ranks, shard_skills=strategy.shard_skills)
+
+    def check_strategy(self) -> None:
+        """Refuse a trainer's strategy that does not suit.
+
+        Raises:
+            ValueError: If it shards in a way of its own, or the module cannot be sharded.
+        """
+        strategy = self.trainer.strategy
+        check_strategy(strategy, is_shardable=self.is_shardable)
+        if isinstance(strategy, ShardedStrategy):
+            find_blocks(self.model.get_base_model())
 
     # Training
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -205,7 +219,7 @@ class PolyModule(EvaluatedModule):
             optimizer.mark(gather_tensors(torch.cat(self._task_ids)))
         self._task_ids.clear()
         if is_sharded(self.model):
-            average_gradients(router_parameters(optimizer))
+            average_gradients(p for group in optimizer.param_groups for p in group["params"])
         if self.trainer.accumulate_grad_batches > 1:
             scale = self._window[0] * self.trainer.accumulate_grad_batches / sum(self._window)
             scale_gradients(optimizer, scale)

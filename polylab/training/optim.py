@@ -243,12 +243,6 @@ def scale_gradients(optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
                 parameter.grad.mul_(scale)
 
 
-def router_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Those that the optimiser steps as routers."""
-    groups = [group for group in optimizer.param_groups if group["name"] == "router"]
-    return [parameter for group in groups for parameter in group["params"]]
-
-
 def grad_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The gradient norm of each group, on its device (no transfer to the host)."""
     norms = {}

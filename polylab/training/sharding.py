@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -21,10 +26,15 @@ class ShardedStrategy(ModelParallelStrategy):
 
     A checkpoint is one file of whole tensors, as any other strategy writes it: it can be continued
     on another number of ranks, and by another strategy.
+
+    Args:
+        shard_skills: False leaves the skills whole on each rank: steps are quicker, and their
+            parameters, gradients and moments take 16 bytes each on every rank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shard_skills: bool = True) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.shard_skills = shard_skills
 
     @override
     def setup_environment(self) -> None:
@@ -72,6 +82,26 @@ class ShardedStrategy(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def check_strategy(strategy: Strategy, *, is_shardable: bool) -> None:
+    """Refuse strategies under which a module would not train what it should.
+
+    Raises:
+        ValueError: If parameters would be sharded in another way than `ShardedStrategy` does it, or
+            the module cannot be.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        if not isinstance(strategy, ShardedStrategy):
+            raise ValueError(
+                f"{name} would leave the routers of the ranks to drift apart; give trainer=fsdp "
+                "(polylab.training.ShardedStrategy), or trainer=ddp."
+            )
+        if not is_shardable:
+            raise ValueError(
+                f"{name} cannot shard the heads of a classification; give trainer=ddp."
+            )
 
 
 def _sharded(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_rank_that_fails_ends_the_measurement(measured):
     "message",
     [
         "--shape: no bert · valid: t5-base, t5-xl, llama-1b",
-        "--strategy: no dp · valid: ddp, fsdp, single\n",
+        "--strategy: no dp · valid: ddp, fsdp, fsdp+whole, single\n",
         "--runs: no all · valid: none, default, bare\n",
         "--devices 0,2: this machine has 2\n",
         "--runs bare: the bare loop knows DDP only · leave it out with fsdp\n",

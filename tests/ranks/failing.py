@@ -14,6 +14,8 @@ class Fail(Callback):
     """
 
     def __init__(self, *, rank: int, how: str, where: str = "step", stuck: bool = False) -> None:
+        if where == "init" and os.environ.get("LOCAL_RANK") == str(rank):
+            raise ValueError(f"rank {rank} has no such file")
         self._rank, self._how, self._where, self._stuck = rank, how, where, stuck
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ARG002
@@ -27,6 +29,10 @@ class Fail(Callback):
     def on_validation_epoch_end(self, trainer, pl_module) -> None:  # noqa: ARG002
         if self._where == "look" and trainer.is_global_zero and trainer.global_step:
             self._fail(trainer)
+
+    def on_exception(self, trainer, pl_module, exception) -> None:  # noqa: ARG002
+        if self._how == "hang" and trainer.global_rank == self._rank:
+            time.sleep(1000)
 
     def _fail(self, trainer) -> None:
         if trainer.global_rank != self._rank:

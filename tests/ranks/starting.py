@@ -36,7 +36,7 @@ def start_ranks(work, folder: Path, n: int, *arguments):
 
 
 def _rank(work, folder, n, rank, port, arguments):
-    file = os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT)
+    file = os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 2)
     sys.stderr = os.fdopen(2, "w")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", force=True)

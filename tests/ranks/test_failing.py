@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +42,7 @@ class Tiny(LightningModule):
 def _train(folder, fail):
     if fail.get("stuck") or fail["how"] == "pause":
         wire._PATIENCE.update(failed=1, gone=1)
+        wire._OWN_PATIENCE = 2
     if fail["how"] == "unconnected":
         together._TO_MEET = 0.2
         Meeting.join = lambda *_, **__: {}
@@ -108,6 +112,15 @@ def test_ranks_that_are_stuck_and_have_no_part_in_it(end_of, how):
     assert errors[2] == ""  # one of a machine says it
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_after_its_error(end_of, rank):
+    """As in closing a process group that others are in: it has said before what went wrong."""
+    codes, errors = end_of(rank=rank, how="hang", stuck=True)
+    assert codes == [1, 1]
+    line = f"rank {rank} failed: ValueError: step 2 of rank {rank} went wrong · this run has ended"
+    assert errors == [f"{line}\n", ""]
+
+
 def test_a_stopped_rank_is_waited_for(end_of):
     """Longer than the patience with ranks whose fellow has failed."""
     codes, errors = end_of(rank=1, how="pause")
@@ -115,11 +128,28 @@ def test_a_stopped_rank_is_waited_for(end_of):
     assert errors == ["", ""]
 
 
+def _await_children(folder):
+    """What rank 0 does while it waits for those that Lightning has started."""
+    commands = ("import time; time.sleep(1000)", "raise SystemExit(3)")
+    children = [subprocess.Popen([sys.executable, "-c", command]) for command in commands]
+    (folder / "pid").write_text(str(children[0].pid))
+    together._Watch()._observe(children)
+    time.sleep(1000)
+
+
+def test_a_rank_that_fails_before_the_ranks_have_met(tmp_path):
+    codes, errors = start_ranks(_await_children, tmp_path, 1)
+    assert codes == [1]
+    assert errors == ["rank 2 is gone: its process has ended with code 3 before the start\n"]
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
 def test_ranks_without_a_connection_train_and_say_so(end_of):
     codes, errors = end_of(rank=1, how="unconnected", where="nowhere")
     assert codes == [0, 0]
     for rank, text in enumerate(errors):
-        assert text.startswith(f"rank {rank} and rank {1 - rank} have no connection through 127.0")
+        assert text.startswith(f"rank {rank} and rank {1 - rank} have no connection: ")
 
 
 def test_one_rank_has_nobody_to_wait_for(tmp_path):

@@ -24,7 +24,7 @@ JOBS = {
     "tasks": [  # 7 validation examples of each: no multiple of ranks or batches
         *("callbacks=gradients", "callbacks.gradients.every_n_validations=1"),
         *("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"),
-        *("optim.router=lazy", "data.tasks_per_batch=2", "data.eval_examples_per_task=7"),
+        *("optim.router=lazy", "data.batch_size=4", "data.eval_examples_per_task=7"),
         "adapter.modules_to_save=[final_layer_norm]",
     ],
     "inputs": [  # 1 validation example of each: fewer than the ranks need for a batch of each

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from queue import Empty
 
 import pytest
 import torch
@@ -64,7 +65,13 @@ def _on_two_ranks(work, port, folder):
     running = multiprocessing.spawn(
         _rank, args=(port, work, str(folder), results), nprocs=2, join=False
     )
-    found = dict(results.get(timeout=400) for _ in range(2))
+    found = {}
+    while len(found) < 2:
+        try:
+            rank, result = results.get(timeout=1)
+            found[rank] = result
+        except Empty:
+            running.join(timeout=0)  # raises the error of a rank that failed
     running.join()
     return [found[0], found[1]]
 

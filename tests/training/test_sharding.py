@@ -16,6 +16,7 @@ from polylab.poly.sharding import is_sharded, local_part, shard_like, whole
 from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 
 STEPS, CUT = 5, 2
+ENGINES = ["ddp", "2 shard", "2 shard the backbone"]
 CASES = {
     "t5": {"poly": {"n_splits": 2, "modules_to_save": ["final_layer_norm"]}},
     "gpt2": {"kind": "gpt2", "accumulate_grad_batches": 3},
@@ -48,7 +49,7 @@ def train(folder, strategy, *, kind="t5", poly=None, steps=STEPS, ckpt_path=None
     trainer = Trainer(
         accelerator="cpu",
         devices=1 if strategy in ("auto", "one shard") else 2,
-        strategy=ShardedStrategy() if strategy.endswith("shard") else strategy,
+        strategy=_made(strategy),
         max_steps=steps,
         val_check_interval=2 * settings.get("accumulate_grad_batches", 1),
         check_val_every_n_epoch=None,
@@ -77,11 +78,17 @@ def train(folder, strategy, *, kind="t5", poly=None, steps=STEPS, ckpt_path=None
     }
 
 
+def _made(strategy):
+    if "shard" not in strategy:
+        return strategy
+    return ShardedStrategy(shard_skills="backbone" not in strategy)
+
+
 def all_runs(folder):
     """Of every case a run by DDP and one sharded, and those that the other one continues."""
     found = {}
     for case, settings in CASES.items():
-        for engine in ("ddp", "2 shard"):
+        for engine in ENGINES:
             path = f"{folder}/{case}/{engine}"
             found[case, engine] = train(path, engine, **settings)
     settings = CASES["t5"]
@@ -131,12 +138,12 @@ def _check_equal(found, expected):
     assert found["result"]["macro"] == pytest.approx(expected["result"]["macro"], rel=1e-9)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "2 shard"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_are_one_process(case, engine, ranks, folder, alone):
     for rank in ranks:
         _check_equal(rank[case, engine], _alone(case, folder, alone))
-        assert rank[case, engine]["sharded"] is (engine == "2 shard")
+        assert rank[case, engine]["sharded"] is (engine != "ddp")
 
 
 @pytest.mark.parametrize("run", [("2 shard", "continues"), ("ddp", "continues")])
