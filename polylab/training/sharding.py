@@ -106,7 +106,7 @@ def check_strategy(strategy: Strategy, *, is_shardable: bool) -> None:
 
 def _sharded(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimiser's state with the moments of sharded parameters sharded as these are."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     own = {
         place: shard_like(moments, dict.fromkeys(moments, parameters[place]))
         for place, moments in state["state"].items()
