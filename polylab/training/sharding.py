@@ -106,9 +106,9 @@ def check_strategy(strategy: Strategy, *, is_shardable: bool) -> None:
 
 def _sharded(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimiser's state with the moments of sharded parameters sharded as these are."""
-    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = {
-        place: shard_like(moments, dict.fromkeys(moments, parameters[place]))
+        place: shard_like(moments, {name: parameters[place] for name in moments})
         for place, moments in state["state"].items()
     }
     return {**state, "state": own}
