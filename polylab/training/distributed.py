@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
@@ -20,6 +21,29 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     distributed.all_reduce(total)
     return total
+
+
+class Vote:
+    """The highest of the numbers that the ranks give, to be read later.
+
+    Args:
+        number: This rank's.
+        device: Where the ranks exchange it; the host waits for it in `highest` only.
+    """
+
+    def __init__(self, number: int, device: torch.device) -> None:
+        ballot = torch.full((), number, device=device)  # a copy from the host would wait
+        distributed.all_reduce(ballot, op=distributed.ReduceOp.MAX)
+        self._counted = ballot.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+
+    def highest(self) -> int:
+        """The number, as soon as it is here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._counted)
 
 
 def gather_objects(item: T) -> list[T]:

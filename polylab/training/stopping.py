@@ -8,8 +8,10 @@ import threading
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed
 
 from polylab.training.checkpoint import RunCheckpoint
+from polylab.training.distributed import Vote
 
 __all__ = ["Stopping"]
 
@@ -17,8 +19,9 @@ __all__ = ["Stopping"]
 class Stopping(Callback):
     """On SIGTERM, or `also`, saves `last.ckpt` after the step and ends all ranks with SystemExit.
 
-    It does not matter which rank the signal reaches, nor when: they agree after every step. The
-    code is 128 + the signal's number. A validation that is due at that step still takes place.
+    It does not matter which rank the signal reaches, nor when: they agree after every step, and
+    several ranks stop one step later. The code is 128 + the signal's number. A validation that is
+    due at that step still takes place.
 
     Args:
         also: A signal that ends the process outside of the training as well, at once.
@@ -29,6 +32,7 @@ class Stopping(Callback):
         self._first_step: int | None = None
         self._received: int = 0  # the signal that this process got
         self._agreed: int = 0  # the one that all ranks stop for
+        self._vote: Vote | None = None  # of the step before, on several ranks
         self._step = -1
         self._trains = False
         self._process = os.getpid()
@@ -38,7 +42,7 @@ class Stopping(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         # Lightning's handler starts a broadcast in the midst of whatever the ranks are doing
         _handle(signal.SIGTERM, self._note)
-        self._trains, self._step = True, trainer.global_step
+        self._trains, self._step, self._vote = True, trainer.global_step, None
         self._first_step = trainer.global_step
 
     @property
@@ -94,13 +98,18 @@ class Stopping(Callback):
             raise SystemExit(128 + self._agreed)
 
     def _agree(self, trainer: Trainer) -> int:
-        """Which signal ends the training on all ranks; 0 if none."""
-        decide = trainer.strategy.reduce_boolean_decision
-        if not decide(self._received != 0, all=False):
-            return 0
-        if self.also is not None and decide(self._received == self.also, all=False):
-            return self.also
-        return signal.SIGTERM
+        """Which signal ends the training on all ranks; 0 if none.
+
+        On several ranks by what each had got a step ago: nobody waits for the present one.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self._received
+        before, own = self._vote, 0 if self._received == 0 else 1
+        if self.also is not None and self._received == self.also:
+            own = 2
+        self._vote = Vote(own, trainer.strategy.root_device)
+        highest = 0 if before is None else before.highest()
+        return (0, int(signal.SIGTERM), int(self.also or 0))[highest]
 
     def _note(self, number: int, _: Any) -> None:
         is_worker = os.getpid() != self._process  # SLURM signals those that load data, too
