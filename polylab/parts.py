@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from polylab.backbones import Backbone
 
+MULTITASK = "polylab.training.PolyModule"
 CLASSIFICATION = "polylab.training.ClassificationModule"
 # Keys of the data node that its source refers to; the data module itself has no use for them.
 SOURCE_KEYS = (
@@ -109,6 +110,11 @@ def _check_kind(cfg: DictConfig, backbone: "Backbone") -> None:
         raise ConfigError(
             f"module=classification: {given} generates · an encoder-only backbone (BERT, ...) is "
             "needed · choose one, or use module=multitask"
+        )
+    if cfg.adapter is None and OmegaConf.select(cfg, "module._target_") == MULTITASK:
+        raise ConfigError(
+            "module=multitask with adapter=none: it trains an adapter · choose one, e.g. "
+            "adapter=lora, one for all tasks"
         )
     if classifies(cfg) and cfg.adapter is None:
         raise ConfigError(

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from polylab.config.checks import check_config
+from polylab.config.checks import check_choices, check_config
 from polylab.config.ddp import await_first, clean_environment, is_child
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
@@ -83,6 +83,7 @@ def run(cfg: DictConfig) -> float | None:
     asked = cfg.copy()
     pick_up(cfg, folder)
     check_config(cfg)
+    check_choices(cfg, HydraConfig.get().runtime.choices)
     from polylab.ranks.together import ending_together  # and with it torch
 
     with clean_environment():

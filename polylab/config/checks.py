@@ -5,7 +5,7 @@ are repeated here because importing these parts takes seconds; a test compares t
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,24 @@ def _gradients(cfg: DictConfig) -> Iterator[str]:
         yield (
             "callbacks=gradients with adapter.trainable=router: gradients of the skills are "
             "compared, and they are frozen · use callbacks=default, or train the skills"
+        )
+
+
+def check_choices(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Refuse an option that other settings have undone.
+
+    Args:
+        cfg: The configuration.
+        choices: The options of the groups that it was composed of.
+
+    Raises:
+        ConfigError: If `adapter=none` was chosen and there is an adapter.
+    """
+    if choices.get("adapter") == "none" and cfg.get("adapter") is not None:
+        recipe = choices.get("experiment") or "none"
+        raise ConfigError(
+            f"adapter=none with keys of adapter in experiment={recipe} or on the command line, "
+            "which make an adapter again · leave them out, or choose adapter=lora"
         )
 
 

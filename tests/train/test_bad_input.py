@@ -30,6 +30,18 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "several values": (["seed=1,2"], ["seed=1,2: several values", "-m"]),
     "unknown flag": (["--mutirun"], ["--mutirun", "did you mean --multirun?"]),
     "key below null": (["adapter=none", "adapter.r=2"], ["adapter.r: adapter is null"]),
+    "an adapter again": (
+        ["experiment=flan_poly", "adapter=none"],
+        ["adapter=none with keys of adapter in experiment=flan_poly", "adapter=lora"],
+    ),
+    "another way to shard": (
+        ["trainer.strategy={_target_:lightning.pytorch.strategies.ModelParallelStrategy}"],
+        ["trainer.strategy: ModelParallelStrategy", "routers", "trainer=fsdp"],
+    ),
+    "argument of a strategy": (
+        ["trainer=fsdp", "trainer.strategy.shard_skill=false"],
+        ["trainer.strategy.shard_skill", "did you mean", "shard_skills"],
+    ),
     "trainer argument": (["trainer.max_stepz=3"], ["did you mean trainer.max_steps?"]),
     "appended argument": (
         ["+callbacks.table.max_row=3"],
@@ -87,6 +99,15 @@ def test_one_line_and_nothing_half_written(
     for part in expected:
         assert part in line
     _no_half_written(done)
+
+
+def test_a_training_without_an_adapter(
+    small: list[str], run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = [override for override in small if not override.startswith("adapter")]
+    line = _one_line(run_here(*given, "adapter=none", cwd=tmp_path))
+    assert "module=multitask with adapter=none: it trains an adapter" in line
+    assert "adapter=lora" in line
 
 
 def test_a_malformed_row_names_file_and_line(
