@@ -141,6 +141,8 @@ class PolyModule(EvaluatedModule):
 
     def configure_model(self) -> None:
         """Under `trainer=fsdp` shard the model."""
+        if self._trainer is None:  # read from a file
+            return
         strategy = self.trainer.strategy
         self.check_strategy()
         if isinstance(strategy, ShardedStrategy):

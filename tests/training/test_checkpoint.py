@@ -186,7 +186,7 @@ def test_an_adapter_folder_appears_whole(poly_module, tmp_path):
         assert (target / "adapter_config.json").exists()
     (target / "kept").touch()
 
-    def fail(_):
+    def fail(_, **__):
         raise OSError("disk full")
 
     module.model.save_pretrained = fail

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from torch import distributed
 from torch.distributed.tensor import DTensor
 from transformers import ByT5Tokenizer
 
+from polylab.config.ddp import clean_environment
 from polylab.data import DataModule
 from polylab.poly.sharding import is_sharded, local_part, shard_like, whole
 from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
@@ -183,10 +183,8 @@ def test_a_sharded_checkpoint_is_an_ordinary_one(ranks, folder):  # noqa: ARG001
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
 def test_one_shard_is_the_whole_model(folder, alone):
-    try:
+    with clean_environment():
         found = train(folder / "alone" / "shard", "one shard", **CASES["t5"])
-    finally:
-        distributed.destroy_process_group()
     assert found["sharded"]
     _check_equal(found, _alone("t5", folder, alone))
 
