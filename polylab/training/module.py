@@ -31,7 +31,7 @@ from polylab.training.optim import (
 )
 from polylab.training.ranking import RankOptions
 from polylab.training.rng import RngStream
-from polylab.training.sharding import ShardedStrategy, check_strategy
+from polylab.training.sharding import ShardedStrategy, check_sharded, check_strategy
 
 if TYPE_CHECKING:
     from polylab.poly import PolyModel
@@ -153,12 +153,13 @@ class PolyModule(EvaluatedModule):
         """Refuse a trainer's strategy that does not suit.
 
         Raises:
-            ValueError: If it shards in a way of its own, or the module cannot be sharded.
+            ValueError: If it shards in a way of its own, or module or trainer do not go with it.
         """
         strategy = self.trainer.strategy
         check_strategy(strategy, is_shardable=self.is_shardable)
         if isinstance(strategy, ShardedStrategy):
             find_blocks(self.model.get_base_model())
+            check_sharded(self.trainer, self.optim.name)
 
     # Training
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -102,6 +103,30 @@ def check_strategy(strategy: Strategy, *, is_shardable: bool) -> None:
             raise ValueError(
                 f"{name} cannot shard the heads of a classification; give trainer=ddp."
             )
+
+
+def check_sharded(trainer: Trainer, optimizer_name: str) -> None:
+    """Refuse settings that work on gradients as if all were whole.
+
+    Raises:
+        ValueError: If the trainer clips them by itself, or scales the loss for float16; or the
+            optimiser is Adafactor.
+    """
+    if optimizer_name == "adafactor":
+        raise ValueError(
+            "optim.name=adafactor keeps moments of whole rows and columns; give adamw or adam, or "
+            "trainer=ddp."
+        )
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} takes one norm of sharded and "
+            "whole gradients, which cannot be; give optim.clip, the norm of each group."
+        )
+    if trainer.precision == "16-mixed":
+        raise ValueError(
+            "trainer.precision=16-mixed scales sharded and whole gradients together, which cannot "
+            "be; give bf16-mixed, or trainer=ddp."
+        )
 
 
 def _sharded(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def test_two_nodes_are_one_run(small: list[str], sweep_of_ranks: Launch, tmp_pat
     )  # fmt: skip
     second = (tmp_path / "second.log").read_text()
     assert done.returncode == 0, done.stderr + second
-    assert not [line for line in second.splitlines() if "hostname" not in line]  # of the sockets
+    # torch's own lines, of sockets and of a store that ends before it, are no words of ours
+    assert not [words for words in ("Traceback", "backbone ", "training:") if words in second]
     assert done.stdout.count("all scores") == 1
     assert "2 x cpu, DDPStrategy" in done.stdout
     (folder,) = tmp_path.glob("runs/*/*")

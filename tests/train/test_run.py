@@ -204,4 +204,4 @@ def test_validate_builds_everything_and_writes_nothing(
     done = run_here(*small, "debug=validate", cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "the configuration, data, backbone and adapter are valid"
-    assert {path.name for path in done.folder.iterdir()} == {".hydra", "train.log"}
+    assert {path.name for path in done.folder.iterdir()} == {".hydra"}

@@ -3,17 +3,22 @@
 In float64, where sums in another order show in the last bits only.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 from transformers import ByT5Tokenizer
 
 from polylab.config.ddp import clean_environment
 from polylab.data import DataModule
-from polylab.poly.sharding import is_sharded, local_part, shard_like, whole
+from polylab.poly.sharding import find_blocks, is_sharded, local_part, shard_like, whole
 from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
+from polylab.training.sharding import check_sharded, check_strategy
+from tests.training.conftest import build_module
 
 STEPS, CUT = 5, 2
 ENGINES = ["ddp", "2 shard", "2 shard the backbone"]
@@ -21,16 +26,19 @@ CASES = {
     "t5": {"poly": {"n_splits": 2, "modules_to_save": ["final_layer_norm"]}},
     "gpt2": {"kind": "gpt2", "accumulate_grad_batches": 3},
     "mope": {"poly": {"poly_type": "mope"}},
+    "lazy": {"optim": {"router": "lazy", "weight_decay": 0.0}},
 }
 
 
-def train(folder, strategy, *, kind="t5", poly=None, steps=STEPS, ckpt_path=None, **settings):
+def train(
+    folder, strategy, *, kind="t5", poly=None, optim=None, steps=STEPS, ckpt_path=None, **settings
+):
     """What is known after a run with global batches of 6 rows."""
-    from tests.training.conftest import Memory, build_module
+    from tests.training.conftest import Memory
     from tests.training.test_with_data import source
 
     poly = {"n_skills": 3, **(poly or {})}
-    optim = {"lr": 0.01, "clip": 0.003}
+    optim = {"lr": 0.01, "clip": 0.003, **(optim or {})}
     module = build_module(kind, dropout=0.0, optim=optim, seed=4, poly=poly)
     module.model.double()
     for layer in module.model.poly_layers().values():
@@ -194,3 +202,44 @@ def test_what_is_not_sharded_stays_as_it_is():
     assert whole(tensor) is local_part(tensor) is tensor
     assert shard_like({"a": tensor}, {"b": tensor})["a"] is tensor
     assert not isinstance(shard_like({"a": tensor}, {"a": tensor})["a"], DTensor)
+
+
+@pytest.mark.parametrize(
+    ("clip", "precision", "optimizer", "message"),
+    [
+        (0.5, "32-true", "adamw", "gradient_clip_val=0.5 takes one norm .* optim.clip"),
+        (None, "16-mixed", "adam", "precision=16-mixed scales .* bf16-mixed"),
+        (None, "32-true", "adafactor", "optim.name=adafactor .* trainer=ddp"),
+    ],
+)
+def test_settings_that_need_whole_gradients_are_refused(clip, precision, optimizer, message):
+    given = SimpleNamespace(gradient_clip_val=clip, precision=precision)
+    with pytest.raises(ValueError, match=message):
+        check_sharded(given, optimizer)
+    check_sharded(SimpleNamespace(gradient_clip_val=None, precision="bf16-mixed"), "adamw")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "is_shardable", "message"),
+    [
+        (ModelParallelStrategy(), True, "ModelParallelStrategy .* give trainer=fsdp"),
+        (FSDPStrategy(), True, "FSDPStrategy .* give trainer=fsdp"),
+        (ShardedStrategy(), False, "ShardedStrategy cannot shard the heads .* trainer=ddp"),
+    ],
+)
+def test_strategies_that_do_not_suit_are_refused(strategy, is_shardable, message):
+    with pytest.raises(ValueError, match=message):
+        check_strategy(strategy, is_shardable=is_shardable)
+    check_strategy(ShardedStrategy(), is_shardable=True)
+    check_strategy(DDPStrategy(), is_shardable=False)
+
+
+def test_models_that_cannot_be_sharded_are_refused():
+    plain = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"Linear has no blocks to shard.*trainer=ddp"):
+        find_blocks(plain)
+    quantised = build_module("gpt2").model.get_base_model()
+    assert len(find_blocks(quantised)) == 1
+    quantised.is_quantized = True
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is quantised.*quantization=null"):
+        find_blocks(quantised)
