@@ -92,8 +92,14 @@ def build_parts(cfg: DictConfig, *, folder: Path) -> Parts:
     _try_out(module, data, trainer)
     if cfg.trainer.compile:
         from polylab import compile_blocks
+        from polylab.training import ShardedStrategy
 
         with user_mistakes("trainer.compile"):
+            if isinstance(trainer.strategy, ShardedStrategy):
+                raise ValueError(
+                    "trainer.compile=true does not go with trainer=fsdp, whose blocks get other "
+                    "parameters in every call; set it to false, or give trainer=ddp."
+                )
             compile_blocks(model)
     return Parts(model, data, module, trainer, logger, task_names)
 

@@ -16,7 +16,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from polylab.config.checks import check_choices, check_config
-from polylab.config.ddp import await_first, clean_environment, is_child
+from polylab.config.ddp import (
+    await_first,
+    children_config,
+    clean_environment,
+    is_child,
+    starts_children_alone,
+)
 from polylab.config.environment import describe_environment
 from polylab.config.errors import ConfigError, explain, wants_traceback
 from polylab.config.files import read_json, write_config, write_json
@@ -99,6 +105,8 @@ def run(cfg: DictConfig) -> float | None:
             write_config(folder / "config.yaml", cfg)
             write_json(folder / "environment.json", surroundings(parts))
             carry_best(parts, ckpt_path=cfg.ckpt_path)
+        elif starts_children_alone():
+            write_config(children_config(folder), cfg)
         tracked = finished_logger(parts.logger, folder=folder)
         with stopped_in_order(parts, cfg), tracked, ending_together(parts.trainer):
             kept = fit_and_test(parts, folder=folder, ckpt_path=cfg.ckpt_path)

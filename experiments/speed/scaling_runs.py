@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from polylab import PolyConfig, PolyModel, get_peft_model
 from polylab.backbones.activations import fuse_activations
-from polylab.training import AtomicCheckpointIO, HistoryLogger, PolyModule
+from polylab.training import AtomicCheckpointIO, HistoryLogger, PolyModule, Stopping
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUNS = ("none", "default", "bare")
@@ -132,7 +132,7 @@ def _fit(job: Job, rank: int) -> dict[str, Any]:
         default_root_dir=job.folder,
         logger=[HistoryLogger(job.folder)],
         profiler=profiler,
-        callbacks=callbacks,
+        callbacks=[*callbacks, Stopping()],  # as every run of polylab.train has it
     )
     trainer.fit(module, datamodule=data)
     own = f"[Callback]{clock.state_key}."

@@ -14,7 +14,7 @@ from polylab.training.optim import parameter_groups
 
 __all__ = ["UpdateSizes"]
 
-GROUPS = {"skills", "router"}
+GROUPS = ("skills", "router")  # in one order on all ranks
 
 
 class UpdateSizes(Callback):
@@ -39,7 +39,7 @@ class UpdateSizes(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before, self._seen_step = {}, None
         groups = parameter_groups(pl_module)
-        self._parameters = {group: [*groups[group].values()] for group in GROUPS & groups.keys()}
+        self._parameters = {group: [*groups[group].values()] for group in GROUPS if group in groups}
         self._look(trainer, pl_module, Moment.START)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

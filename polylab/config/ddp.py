@@ -27,18 +27,33 @@ _VARIABLES = (
 def child_command(local_rank: int) -> tuple[list[str], str]:
     """Return the command of the process `local_rank` of this job, and the folder to start it in.
 
-    The child reads the resolved `config.yaml` of the job: no sweeper, no launcher, no new folder.
+    The child reads the resolved configuration of the job: no sweeper, no launcher, no new folder.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    config = children_config(folder)
     command = [sys.executable, "-m", "polylab.train"]
-    command += ["--config-path", str(folder), "--config-name", "config"]
+    command += ["--config-path", str(config.parent), "--config-name", config.stem]
     command += [f'hydra.run.dir="{folder}"', "hydra.output_subdir=null"]
     node = os.environ.get("NODE_RANK", "0")
     name = f"rank{local_rank}" if node == "0" else f"node{node}_rank{local_rank}"
     # without handlers Python writes what matters to stderr
     command += [f"hydra.job.name={name}", "hydra/job_logging=none"]
     return command, hydra.runtime.cwd
+
+
+def children_config(folder: Path) -> Path:
+    """Return the file that children of this process read: of later nodes one of their own.
+
+    They may be started before the first node has written the run's.
+    """
+    node = os.environ.get("NODE_RANK", "0")
+    return folder / "config.yaml" if node == "0" else folder / ".hydra" / f"node{node}.yaml"
+
+
+def starts_children_alone() -> bool:
+    """Say whether this process, of a later node, starts ranks that read its own configuration."""
+    return os.environ.get("NODE_RANK", "0") != "0" and "LOCAL_RANK" not in os.environ
 
 
 def patch_launchers() -> None:

@@ -22,6 +22,7 @@ from polylab.poly.packing import Lengths, call_packed, make_packed
 from polylab.poly.prior_loss import add_to_output, prior_loss
 from polylab.poly.routed import RoutedModel
 from polylab.poly.routing import enter, entered, overridden, override_of
+from polylab.poly.sharding import is_sharded
 from polylab.poly.signatures import blank, root_of, signed
 from polylab.poly.structure import batch_shape, encoder_of, named_inputs, parameter_names
 
@@ -187,9 +188,14 @@ class PolyModel(RoutedModel):
         """The encoder alone, called with `task_ids` as the model is.
 
         Raises:
-            ValueError: If the base model is not an encoder-decoder.
+            ValueError: If the base model is not an encoder-decoder, or is sharded.
         """
         encoder = encoder_of(self.model)
+        if is_sharded(self):
+            raise ValueError(
+                "get_encoder() of a sharded model: its embeddings are whole while the model itself "
+                "runs. Call the model."
+            )
         if encoder is None:
             raise ValueError(f"{type(self.model).__name__} has no encoder beside a decoder.")
         return RoutedModule(encoder, self._make_routing)

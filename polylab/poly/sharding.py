@@ -56,8 +56,11 @@ def shard(model: RoutedModel, mesh: DeviceMesh, *, shard_skills: bool = True) ->
         return
     blocks = find_blocks(base)
     kept = {"poly_router"} if shard_skills else {"poly_router", "poly_lora_A", "poly_lora_B"}
-    whole = [p for name, p in base.named_parameters() if kept & {*name.split(".")}]
-    for parameter in whole:
+    named = base.named_parameters()
+    kept_whole = [parameter for name, parameter in named if kept & {*name.split(".")}]
+    device = torch.device(mesh.device_type)  # the current one, as fully_shard takes it
+    for parameter in kept_whole:
+        parameter.data = parameter.data.to(device)  # fully_shard moves the others only
         distributed.broadcast(parameter.data, src=0, group=mesh.get_group())
     for module in [*blocks, base]:
         fully_shard(
@@ -65,7 +68,7 @@ def shard(model: RoutedModel, mesh: DeviceMesh, *, shard_skills: bool = True) ->
             mesh=mesh,
             reshard_after_forward=True,
             shard_placement_fn=partial(_placement, ranks=mesh.size()),
-            ignored_params={*whole},
+            ignored_params={*kept_whole},
         )
     for block in blocks if shard_skills else ():
         _mix_in(block, model)
@@ -147,19 +150,22 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the gradients of those that every rank holds whole by their mean over ranks.
 
     In one exchange, for parameters that `shard` has left whole. One without a gradient on a rank
-    counts as zero there.
+    counts as zero there, and keeps none if no rank has one.
     """
-    grads = []
-    for parameter in parameters:
-        if isinstance(parameter, DTensor):
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        grads.append(parameter.grad)
+    kept_whole = [p for p in parameters if not isinstance(p, DTensor)]
+    absent = [place for place, p in enumerate(kept_whole) if p.grad is None]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in kept_whole]
     if not grads:
         return
-    flat = torch.cat([grad.flatten() for grad in grads])
+    ranks = grads[0].new_ones(len(grads))  # how many have a gradient of it
+    for place in absent:
+        ranks[place] = 0
+    flat = torch.cat([*(grad.flatten() for grad in grads), ranks])
     distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+    *sums, ranks = flat.split([*(grad.numel() for grad in grads), len(grads)])
+    for parameter, grad, total in zip(kept_whole, grads, sums, strict=True):
+        parameter.grad = grad.copy_((total / distributed.get_world_size()).view_as(grad))
+    if absent:  # what no rank has reached is not to be stepped
+        for place, count in enumerate(ranks.tolist()):
+            if count == 0:
+                kept_whole[place].grad = None

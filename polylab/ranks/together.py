@@ -89,6 +89,7 @@ class _Watch(Callback):
 
     def end(self, trainer: Trainer, error: BaseException) -> Ending | None:
         """Return the other rank's failure that `error` comes of; if there is none, tell of it."""
+        self._is_closed = True  # children that end now end because of this one
         other = None if self._wire is None else self._wire.wait(_TO_HEAR * _is_broken(error))
         if other is not None and type(error) in (RuntimeError, *_dist_errors()):
             return other

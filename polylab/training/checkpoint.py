@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from polylab.training.distributed import gather_objects
 from polylab.training.files import write_atomically
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # a run continued in another folder has no best.ckpt yet: its first validation writes one
-        self.best_score = state_dict["best_score"] if self.best_path.exists() else None
+        has_best = gather_objects(self.best_path.exists())[0]  # one answer for all ranks
+        self.best_score = state_dict["best_score"] if has_best else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._saved_step = trainer.global_step

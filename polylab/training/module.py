@@ -177,7 +177,7 @@ class PolyModule(EvaluatedModule):
         self._anneal()
         self._logged_step = self.trainer.global_step
         if self._is_log_step(self._logged_step):
-            self._losses.drain(sum_over_ranks)  # the interrupted run has logged them
+            self._losses.drain(self._sum_over_ranks)  # the interrupted run has logged them
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self._rng.resume()
@@ -186,7 +186,7 @@ class PolyModule(EvaluatedModule):
         losses, tokens, prior, _ = self._training_losses(batch)
         self._losses.add(batch["task_ids"], losses, tokens)
         self._task_ids.append(batch["task_ids"].flatten())
-        self._window.append(sum_over_ranks(tokens.sum()).clamp(min=1))
+        self._window.append(self._sum_over_ranks(tokens.sum()).clamp(min=1))
         # a mean over the tokens of all ranks, whose gradients are averaged afterwards
         loss = losses.sum() * self.trainer.world_size / self._window[0]
         if prior is None:
@@ -274,7 +274,7 @@ class PolyModule(EvaluatedModule):
 
     def _log_training(self) -> float | None:
         self._logged_step = self.trainer.global_step
-        interval = self._losses.drain(sum_over_ranks)
+        interval = self._losses.drain(self._sum_over_ranks)
         check_finite(interval.loss, step=self._logged_step)
         self._send(
             interval.metrics(self._logged_tasks)
@@ -294,7 +294,7 @@ class PolyModule(EvaluatedModule):
         checkpoint["state_dict"] = trainable_state(self, checkpoint["state_dict"])
         checkpoint[STATE_KEY] = {
             "rng": gather_objects(self._rng.state_dict()),
-            "losses": self._losses.state_dict(sum_over_ranks),
+            "losses": self._losses.state_dict(self._sum_over_ranks),
             "validations": self._validations,
             "uniform_share": self.model.peft_config[self.model.active_adapter].uniform_share,
         }
@@ -318,6 +318,9 @@ class PolyModule(EvaluatedModule):
         self._losses.load_state_dict(state["losses"], keep_pending=rank == 0)
         if rank < len(state["rng"]):  # ranks beyond those of the interrupted run keep their own
             self._rng.load_state_dict(state["rng"][rank])
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return tensor if self.trainer.world_size == 1 else sum_over_ranks(tensor)
 
     def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         smoothing = self._label_smoothing if self.training else 0.0

@@ -55,7 +55,7 @@ class OptimConfig:
     """Largest gradient norm, of each group by itself; None does not clip."""
     router: str = "dense"
     """`dense`: the optimiser steps every router row, also of tasks that a batch lacks; `lazy`: only
-    those of tasks that were in the batches since the last step (adamw and adam, on one rank)."""
+    those of tasks that were in the batches since the last step (adamw and adam)."""
     anneal_steps: int = 0
     """Over the last so many steps the routing is annealed to uniform (Poly-mu, MHR-mu)."""
 

@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import distributed
 
 from polylab.training.checkpoint import RunCheckpoint
 from polylab.training.distributed import Vote
@@ -40,8 +39,10 @@ class Stopping(Callback):
             _handle(also, self._note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        # Lightning's handler starts a broadcast in the midst of whatever the ranks are doing
         _handle(signal.SIGTERM, self._note)
+        # before every batch Lightning's ranks ask whether the first one has got SIGTERM, and wait
+        # until their devices have caught up
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._trains, self._step, self._vote = True, trainer.global_step, None
         self._first_step = trainer.global_step
 
@@ -78,7 +79,21 @@ class Stopping(Callback):
         self.end_if_agreed()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Agree on what came since the last step: what follows is not begun."""
         self._trains = False
+        self._agreed = self._agreed or self._agree(trainer)
+        if trainer.world_size > 1:
+            self._agreed = self._agreed or self._agree(trainer)  # what the first one asked
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        # Lightning's handler starts a broadcast in the midst of whatever the ranks are doing
+        _handle(signal.SIGTERM, self._note)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        _handle(signal.SIGTERM, self._note)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        _handle(signal.SIGTERM, self._note)
 
     def on_exception(
         self,
@@ -102,7 +117,7 @@ class Stopping(Callback):
 
         On several ranks by what each had got a step ago: nobody waits for the present one.
         """
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if trainer.world_size == 1:
             return self._received
         before, own = self._vote, 0 if self._received == 0 else 1
         if self.also is not None and self._received == self.also:

@@ -33,6 +33,22 @@ def test_a_child_joins_one_job(job: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "hydra.job.name=node2_rank3" in ddp.child_command(3)[0]
 
 
+def test_children_of_a_later_node_read_a_configuration_of_its_own(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert ddp.starts_children_alone()
+    assert ddp.children_config(job) == job / ".hydra" / "node2.yaml"
+    command, _ = ddp.child_command(1)
+    at = command.index("--config-path")
+    assert command[at : at + 4] == [
+        "--config-path", str(job / ".hydra"), "--config-name", "node2",
+    ]  # fmt: skip
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one that was started
+    assert not ddp.starts_children_alone()
+
+
 def test_both_of_lightnings_references_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = [importlib.import_module(name) for name in ddp._LAUNCHERS]
     for module in modules:

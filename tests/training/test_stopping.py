@@ -39,7 +39,14 @@ class Saving(RunCheckpoint):
 def trainer(tmp_path: Any) -> Any:
     checkpoint = Saving(tmp_path)
     checkpoint.saved = []
-    return SimpleNamespace(global_step=4, is_last_batch=False, checkpoint_callback=checkpoint)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_broadcast_sigterm_tensor=None))
+    return SimpleNamespace(
+        global_step=4,
+        is_last_batch=False,
+        checkpoint_callback=checkpoint,
+        world_size=1,
+        fit_loop=loop,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +68,7 @@ def _step(stopping: Stopping, trainer: Any, step: int) -> None:
 def test_the_other_rank_was_asked(
     trainer: Any, vote: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    trainer.world_size = 2
     monkeypatch.setattr("polylab.training.stopping.Vote", Told)
     Told.others = [0, vote, 0]
     trainer.strategy = SimpleNamespace(root_device=None)
@@ -77,6 +84,32 @@ def test_the_other_rank_was_asked(
     with pytest.raises(SystemExit, match=str(code)):
         _step(stopping, trainer, 8)
     assert trainer.global_step == 7
+
+
+def test_a_signal_after_the_last_step_ends_what_would_follow(trainer: Any) -> None:
+    stopping = Stopping()
+    stopping.on_train_start(trainer, None)  # type: ignore[arg-type]
+    _step(stopping, trainer, 5)
+    signal.raise_signal(signal.SIGTERM)
+    stopping.end_if_agreed()  # it is not
+    stopping.on_train_end(trainer, None)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match="143"):
+        stopping.end_if_agreed()
+
+
+def test_no_signal_goes_to_lightnings_handler(trainer: Any) -> None:
+    stopping = Stopping()
+    for hook in ("on_sanity_check_start", "on_validation_start", "on_test_start"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        getattr(stopping, hook)(trainer, None)
+        with pytest.raises(SystemExit, match="143"):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_lightning_asks_its_ranks_before_every_batch() -> None:
+    """The method that is replaced, since its `item()` waits for the device."""
+    loop = Trainer(logger=False, enable_progress_bar=False).fit_loop.epoch_loop
+    assert callable(loop._broadcast_sigterm_tensor)
 
 
 class Signal(Callback):
