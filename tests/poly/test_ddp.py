@@ -69,6 +69,19 @@ def work(rank, port, path):
     distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(("of_others", "expected"), [(0.0, None), (1.0, 0.5)])
+def test_what_no_rank_has_reached_keeps_no_gradient(of_others, expected, monkeypatch):
+    reached, other = (torch.nn.Parameter(torch.ones(n)) for n in (3, 2))
+    reached.grad = torch.tensor([1.0, 2.0, 4.0])
+    monkeypatch.setattr(distributed, "all_reduce", lambda flat: flat.add_(of_others))
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    average_gradients([reached, other])
+    assert reached.grad.tolist() == [(g + of_others) / 2 for g in (1, 2, 4)]
+    assert (other.grad if expected is None else other.grad.tolist()) == (
+        None if expected is None else [expected, expected]
+    )
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Gradients of every case on both ranks."""
