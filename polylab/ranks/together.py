@@ -162,10 +162,10 @@ def _children(trainer: Trainer) -> list[subprocess.Popen]:
 
 def _await_children(trainer: Trainer) -> None:
     """Leave no process behind: they end by themselves, or are ended."""
-    children = _children(trainer)
-    for child in children:
+    until = time.monotonic() + _TO_CLOSE  # of all together
+    for child in _children(trainer):
         try:
-            child.wait(timeout=_TO_CLOSE)
+            child.wait(timeout=max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
