@@ -57,7 +57,8 @@ def check_command(overrides: list[str], *, is_sweep: bool) -> None:
         ConfigError: If each rank would lead a sweep, or nodes that were started by hand are not
             given the run's folder.
     """
-    ranks, has_folder = started_ranks(), any(o.startswith("hydra.run.dir=") for o in overrides)
+    ranks = started_ranks()
+    has_folder = any(o.lstrip("+").startswith("hydra.run.dir=") for o in overrides)
     if ranks is not None and ranks.size > 1 and is_sweep:
         raise ConfigError(
             f"-m with {ranks.size} processes of {ranks.starter}: each would run the whole sweep · "

@@ -82,6 +82,7 @@ def test_commands_that_they_share(environment: Environment) -> None:
     ranks.check_command([], is_sweep=True)
     environment(NODE_RANK=1)
     ranks.check_command(["hydra.run.dir=x"], is_sweep=False)
+    ranks.check_command(["++hydra.run.dir=x"], is_sweep=False)
     environment(LOCAL_RANK=2)
     ranks.check_command([], is_sweep=False)
     environment(**STEP)
