@@ -37,12 +37,14 @@ def is_done(cfg: DictConfig, folder: Path) -> bool:
     Raises:
         ConfigError: If it holds another one.
     """
+    if not goes_on(cfg):
+        return False
     is_finished = (folder / "metrics.json").is_file()
-    if goes_on(cfg) and (is_finished or (folder / "checkpoints" / "last.ckpt").is_file()):
+    if is_finished or (folder / "checkpoints" / "last.ckpt").is_file():
         _check_same(cfg, folder)
-    if goes_on(cfg) and is_finished and not is_child():
+    if is_finished and not is_child():
         print(f"this run is done already · {folder}", flush=True)
-    return goes_on(cfg) and is_finished
+    return is_finished
 
 
 def _check_same(cfg: DictConfig, folder: Path) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.fx.experimental._config as shape_config
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polylab.poly.fused import Group, Mixed
 from polylab.poly.layers import PolyLayer
 from polylab.poly.routing import Routing, current, enter
+from polylab.poly.structure import blocks_of
 
 __all__ = ["compile_blocks"]
 
@@ -41,9 +41,7 @@ def compile_blocks(model: nn.Module, **options: Any) -> int:
         ValueError: If the model has no blocks that are known as such, or one is compiled already or
             checkpointed.
     """
-    blocks = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
+    blocks = blocks_of(model)
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no blocks to compile: none of its modules is a "

@@ -17,9 +17,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from polylab.poly.layers import PolyLayer
+from polylab.poly.structure import blocks_of
 
 if TYPE_CHECKING:
     from polylab.poly.routed import RoutedModel
@@ -81,7 +81,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: If the model has no blocks that are known as such, or is quantised.
     """
-    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    blocks = blocks_of(model)
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no blocks to shard: none of its modules is a "
@@ -92,7 +92,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} is quantised, and its weights cannot be sharded. Use "
             "trainer=ddp, or backbone.quantization=null."
         )
-    return [*blocks]
+    return blocks
 
 
 def _mix_in(block: nn.Module, model: RoutedModel) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 __all__ = [
     "batch_shape",
+    "blocks_of",
     "embedding_width",
     "encoder_of",
     "is_causal",
@@ -20,6 +22,11 @@ __all__ = [
 
 # Where the batch's shape is read from, in this order.
 _MAIN_INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "encoder_outputs")
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a base model, by the class that transformers gives them."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def parameter_names(module: nn.Module) -> list[str]:

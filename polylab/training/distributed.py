@@ -10,13 +10,13 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, on every rank; the tensor itself without a process group.
+def sum_over_ranks(tensor: Tensor, world_size: int) -> Tensor:
+    """The sum of every rank's tensor, on every rank; the tensor itself with one rank.
 
     Lightning's `strategy.reduce` does the same behind a barrier, for which the host waits until its
-    device has caught up: a fifth of a training step.
+    device has caught up: 8 % of T5-XL's step on two H100 (experiments/speed).
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if world_size == 1:
         return tensor
     total = tensor.clone()
     distributed.all_reduce(total)
@@ -55,11 +55,11 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
-def gather_tensors(tensor: Tensor) -> Tensor:
+def gather_tensors(tensor: Tensor, world_size: int) -> Tensor:
     """The rows of every rank, in rank order, on every rank; as many come from each."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if world_size == 1:
         return tensor
-    rows = tensor.new_zeros(distributed.get_world_size(), *tensor.shape)
+    rows = tensor.new_zeros(world_size, *tensor.shape)
     rows[distributed.get_rank()] = tensor
-    distributed.all_reduce(rows)  # what gathers tensors is being renamed in torch 2.13
-    return rows.flatten(0, 1)
+    # what gathers tensors is being renamed in torch 2.13
+    return sum_over_ranks(rows, world_size).flatten(0, 1)

@@ -219,7 +219,7 @@ class PolyModule(EvaluatedModule):
         Batches differ in tokens, so that the mean of their means would depend on the slicing.
         """
         if isinstance(optimizer, LazyRows):
-            optimizer.mark(gather_tensors(torch.cat(self._task_ids)))
+            optimizer.mark(gather_tensors(torch.cat(self._task_ids), self.trainer.world_size))
         self._task_ids.clear()
         if is_sharded(self.model):
             average_gradients(p for group in optimizer.param_groups for p in group["params"])
@@ -320,7 +320,7 @@ class PolyModule(EvaluatedModule):
             self._rng.load_state_dict(state["rng"][rank])
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        return tensor if self.trainer.world_size == 1 else sum_over_ranks(tensor)
+        return sum_over_ranks(tensor, self.trainer.world_size)
 
     def example_losses(self, batch: dict[str, Any]) -> ExampleLosses:
         smoothing = self._label_smoothing if self.training else 0.0

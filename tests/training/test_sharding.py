@@ -11,10 +11,8 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
-from transformers import ByT5Tokenizer
 
 from polylab.config.ddp import clean_environment
-from polylab.data import DataModule
 from polylab.poly.sharding import find_blocks, is_sharded, local_part, shard_like, whole
 from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from polylab.training.sharding import check_sharded, check_strategy
@@ -35,7 +33,7 @@ def train(
 ):
     """What is known after a run with global batches of 6 rows."""
     from tests.training.conftest import Memory
-    from tests.training.test_with_data import source
+    from tests.training.test_with_data import data_of
 
     poly = {"n_skills": 3, **(poly or {})}
     optim = {"lr": 0.01, "clip": 0.003, **(optim or {})}
@@ -43,15 +41,7 @@ def train(
     module.model.double()
     for layer in module.model.poly_layers().values():
         layer.cast_adapter("default", torch.float64)
-    data = DataModule(
-        source,
-        ByT5Tokenizer(),
-        is_encoder_decoder=kind == "t5",
-        batch_size=6,
-        temperature=2.0,
-        max_input_length=12,
-        max_target_length=8,
-    )
+    data = data_of(kind)
     seed_everything(3, verbose=False)
     logger = Memory()
     trainer = Trainer(

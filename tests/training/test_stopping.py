@@ -112,6 +112,11 @@ def test_lightning_asks_its_ranks_before_every_batch() -> None:
     assert callable(loop._broadcast_sigterm_tensor)
 
 
+def test_its_question_is_left_out(trainer: Any) -> None:
+    Stopping().on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+
 class Signal(Callback):
     """Sends one rank a signal, when a step of its is done."""
 

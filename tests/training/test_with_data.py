@@ -25,12 +25,9 @@ def source():
     return TaskCollection(tasks)
 
 
-def train(folder, devices=1, *, kind="t5", steps=9, dropout=0.1, every=None, ckpt_path=None, **kw):
-    """The final weights and the validation's result."""
-    from tests.training.conftest import build_module
-
-    module = build_module(kind, dropout=dropout, optim={"lr": 0.01, "clip": 1.0}, seed=4)
-    data = DataModule(
+def data_of(kind, num_workers=0):
+    """Global batches of 6 rows."""
+    return DataModule(
         source,
         ByT5Tokenizer(),
         is_encoder_decoder=kind == "t5",
@@ -38,8 +35,16 @@ def train(folder, devices=1, *, kind="t5", steps=9, dropout=0.1, every=None, ckp
         temperature=2.0,
         max_input_length=12,
         max_target_length=8,
-        num_workers=kw.pop("num_workers", 0),
+        num_workers=num_workers,
     )
+
+
+def train(folder, devices=1, *, kind="t5", steps=9, dropout=0.1, every=None, ckpt_path=None, **kw):
+    """The final weights and the validation's result."""
+    from tests.training.conftest import build_module
+
+    module = build_module(kind, dropout=dropout, optim={"lr": 0.01, "clip": 1.0}, seed=4)
+    data = data_of(kind, num_workers=kw.pop("num_workers", 0))
     seed_everything(3 if ckpt_path is None else 77, verbose=False)
     trainer = Trainer(
         accelerator="cpu",
