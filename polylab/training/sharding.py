@@ -42,6 +42,13 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        # A sharded tensor cannot be detached there. On gloo Lightning itself does without.
+        for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+            loop.inference_mode = False
+        super().setup(trainer)
+
     @property
     @override
     def lightning_restore_optimizer(self) -> bool:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
@@ -185,6 +185,29 @@ def test_one_shard_is_the_whole_model(folder, alone):
         found = train(folder / "alone" / "shard", "one shard", **CASES["t5"])
     assert found["sharded"]
     _check_equal(found, _alone("t5", folder, alone))
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
+def test_callbacks_may_detach_sharded_parameters_in_an_evaluation(monkeypatch):
+    """With NCCL Lightning would evaluate in inference mode, with gloo it never does."""
+    from tests.training.test_with_data import data_of
+
+    class Detach(Callback):
+        found = 0
+
+        def on_validation_end(self, trainer, pl_module):  # noqa: ARG002
+            self.found = sum(isinstance(p.detach(), DTensor) for p in pl_module.parameters())
+
+    not_gloo = "lightning.pytorch.loops.utilities._distributed_is_initialized"
+    monkeypatch.setattr(not_gloo, lambda: False)
+    seen = Detach()
+    with clean_environment():
+        trainer = Trainer(
+            accelerator="cpu", strategy=ShardedStrategy(), callbacks=[seen], logger=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.validate(build_module("t5", seed=4, poly={"n_skills": 3}), data_of("t5"))
+    assert seen.found
 
 
 def test_what_is_not_sharded_stays_as_it_is():
