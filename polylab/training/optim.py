@@ -21,6 +21,7 @@ ROUTERS = ("dense", "lazy")
 SCHEDULES = ("constant", "linear", "cosine")
 _SKILL_NAMES = ("poly_lora_A", "poly_lora_B")
 _ROUTER_NAME = "poly_router"
+_FUSED_ON = ("cuda",)  # CPUs too would take it, and no longer give the bits they gave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,30 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return Adafactor(groups, lr=config.lr, scale_parameter=False, relative_step=False)
     kind: Any = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-    return LazyRows(optimizer, task_tables(model)) if config.router == "lazy" else optimizer
+    if config.router == "lazy":
+        optimizer = LazyRows(optimizer, task_tables(model))
+    _fuse(optimizer)
+    return optimizer
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Step in one kernel on a GPU: otherwise the host asks each parameter for its step's number.
+
+    By group, not for the optimiser as a whole: its gradients would come to clipping and norms still
+    scaled for float16.
+    """
+    for group in optimizer.param_groups:
+        if all(p.device.type in _FUSED_ON and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True
+    optimizer.register_load_state_dict_pre_hook(_keep_fused)
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint says how it was stepped where it was written, which may be another device."""
+    groups = [{**group} for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch refuses the rest
+        group["fused"] = own["fused"]
+    return {**state, "param_groups": groups}
 
 
 def check_router_steps(saved: str, config: OptimConfig) -> None:

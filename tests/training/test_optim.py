@@ -1,6 +1,7 @@
 """Parameter groups, schedules and clipping."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -171,3 +172,39 @@ def test_each_group_is_clipped_by_itself():
     assert torch.equal(after["router"], before["router"])
     clip_by_group(optimizer, None)
     assert torch.equal(grad_norms(optimizer)["skills"], after["skills"])
+
+
+def _step(model, optimizer, numbers):
+    for number in numbers:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for place, parameter in enumerate(trained):
+            parameter.grad = torch.full_like(parameter, 0.1 * place - 0.05 * number)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+@pytest.mark.parametrize("fused", [[True, False], [False, True], [True, True]])
+def test_one_kernel_steps_as_many_do_and_continues_their_checkpoints(name, fused, monkeypatch):
+    """As a run that moves from a GPU to a CPU, back, or stays."""
+    config = OptimConfig(name=name, lr=0.01)
+    model, state = Adapter(), None
+    expected = deepcopy(model)
+    _step(expected, build_optimizer(expected, config), range(5))
+    for is_fused, numbers in zip(fused, (range(3), range(3, 5)), strict=True):
+        monkeypatch.setattr("polylab.training.optim._FUSED_ON", ("cpu",) if is_fused else ())
+        optimizer = build_optimizer(model, config)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        assert {group["fused"] for group in optimizer.param_groups} == {is_fused or None}
+        _step(model, optimizer, numbers)
+        state = optimizer.state_dict()
+    for parameter, goal in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter, goal)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(monkeypatch):
+    """Lightning leaves it to an optimiser that says it can."""
+    monkeypatch.setattr("polylab.training.optim._FUSED_ON", ("cpu",))
+    optimizer = build_optimizer(Adapter(), OptimConfig())
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert not getattr(optimizer, "_step_supports_amp_scaling", False)
