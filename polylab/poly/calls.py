@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Bool
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from polylab.poly.routing import ReenteringCheckpoint, Routing, enter
 from polylab.poly.structure import named_inputs, parameter_names
 
-__all__ = ["RoutedModule", "check_prompt_mask", "check_segment_ids", "guard_checkpoints"]
+__all__ = [
+    "RoutedModule",
+    "check_prompt_mask",
+    "check_segment_ids",
+    "guard_checkpoints",
+    "widen_padding",
+]
+
+_WIDENED = ("t5", "mt5", "umt5")  # their position biases ask for a mask in any case
+_WAITING = ("cuda",)
 
 
 class RoutedModule(nn.Module):
@@ -90,3 +99,21 @@ def check_segment_ids(
             "encoder-decoder model takes none."
         )
     return segment_ids.long()
+
+
+def widen_padding(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same call of a T5 on a GPU, with `attention_mask` as `[batch, 1, 1, seq]` of booleans.
+
+    Of a mask `[batch, seq]` transformers asks whether it hides anything, once for the encoder and
+    once for the decoder, and the host waits each time until its GPU has caught up.
+    """
+    mask, config = inputs.get("attention_mask"), getattr(model, "config", None)
+    if (
+        getattr(config, "model_type", None) not in _WIDENED
+        or getattr(config, "_attn_implementation", None) != "sdpa"
+        or not isinstance(mask, Tensor)
+        or mask.ndim != 2
+        or mask.device.type not in _WAITING
+    ):
+        return inputs
+    return {**inputs, "attention_mask": mask.bool()[:, None, None]}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polylab.poly import exporting
 from polylab.poly.caches import go_on, keep_factors
-from polylab.poly.calls import RoutedModule
+from polylab.poly.calls import RoutedModule, widen_padding
 from polylab.poly.config import PolyConfig
 from polylab.poly.growth import add_skills, add_tasks, average_skills, combine_adapters
 from polylab.poly.inspection import call_weights
@@ -143,7 +143,7 @@ class PolyModel(RoutedModel):
         previous = enter(routing)
         try:
             if packed is None:
-                output = self.model(*args, **kwargs)
+                output = self.model(*args, **widen_padding(self.model, kwargs))
             else:
                 output = call_packed(self.model, inputs, packed)
         finally:

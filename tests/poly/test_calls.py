@@ -5,8 +5,10 @@ import threading
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config, UMT5Config
 
-from polylab import get_peft_model
+from polylab import PolyConfig, get_peft_model
 from polylab.poly.routing import current
 from tests.poly.tiny import (
     BATCH,
@@ -236,3 +238,54 @@ def test_autocast(poly_type):
 def test_a_double_base_gets_a_double_adapter():
     model = poly("llama").double()
     assert output_of(model, "llama", task_ids=task_ids()).dtype == torch.float64
+
+
+class Questions(TorchDispatchMode):
+    """Counts what a host asks of its device's memory, and would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+@pytest.mark.parametrize("family", [T5Config, MT5Config, UMT5Config], ids=lambda c: c.model_type)
+def test_a_t5_on_a_gpu_waits_for_no_answer_about_its_mask(family, is_padded, monkeypatch):
+    torch.manual_seed(1)
+    config = family(
+        vocab_size=40, d_model=16, d_kv=4, num_heads=3, d_ff=24, num_layers=2, dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    base_model = AutoModelForSeq2SeqLM.from_config(config)
+    adapter = PolyConfig(n_tasks=6, n_skills=5, target_modules=["q"])
+    model = trained(get_peft_model(base_model, adapter))
+    inputs = inputs_of("t5")
+    mask = torch.ones_like(inputs["input_ids"])
+    if is_padded:
+        mask[0, 2:] = mask[1, 4:] = 0
+    call = {**inputs, "attention_mask": mask, "task_ids": task_ids()}
+    found = []
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr("polylab.poly.calls._WAITING", (device,))
+        torch.manual_seed(7)
+        with Questions() as questions:
+            model.zero_grad()
+            output = model(**call)
+            output.logits.square().sum().backward()
+        found.append((output.logits, gradients(model), questions.count))
+    (logits, grads, asked), (other, others, still) = found
+    assert (asked - still, still) == (2, _of_ids(model, call))
+    assert torch.equal(logits, other)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, others[name])
+
+
+def _of_ids(model, call):
+    """What is asked of the task ids, which come from the host."""
+    with Questions() as questions:
+        model._make_routing({"input_ids": call["input_ids"]}, call["task_ids"])
+    return questions.count
