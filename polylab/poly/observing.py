@@ -153,6 +153,8 @@ def _set_encoder(hidden: Tensor, attention_mask: Tensor | None) -> None:
 def _attended(attention_mask: Tensor | None, tokens: Tensor) -> Bool[Tensor, "batch seq"]:
     if attention_mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if attention_mask.dtype == torch.bool and attention_mask.shape[1:-1] == (1, 1):
+        return attention_mask[:, 0, 0]  # see calls.widen_padding
     if attention_mask.ndim != 2:
         routing = current()
         if routing is not None and routing.reads == "tokens":

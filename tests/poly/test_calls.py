@@ -253,15 +253,18 @@ class Questions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("is_padded", [True, False])
+@pytest.mark.parametrize("poly_type", ["poly", "mope"])
 @pytest.mark.parametrize("family", [T5Config, MT5Config, UMT5Config], ids=lambda c: c.model_type)
-def test_a_t5_on_a_gpu_waits_for_no_answer_about_its_mask(family, is_padded, monkeypatch):
+def test_a_t5_on_a_gpu_waits_for_no_answer_about_its_mask(
+    family, poly_type, is_padded, monkeypatch
+):
     torch.manual_seed(1)
     config = family(
         vocab_size=40, d_model=16, d_kv=4, num_heads=3, d_ff=24, num_layers=2, dropout_rate=0.0,
         decoder_start_token_id=0,
     )  # fmt: skip
     base_model = AutoModelForSeq2SeqLM.from_config(config)
-    adapter = PolyConfig(n_tasks=6, n_skills=5, target_modules=["q"])
+    adapter = PolyConfig(n_tasks=6, n_skills=5, target_modules=["q"], poly_type=poly_type)
     model = trained(get_peft_model(base_model, adapter))
     inputs = inputs_of("t5")
     mask = torch.ones_like(inputs["input_ids"])
