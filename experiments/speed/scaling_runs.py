@@ -147,8 +147,6 @@ def _strategy(job: Job) -> Any:
         return "auto"
     name, _, whole = job.strategy.partition("+")
     given = yaml.safe_load((CONF / f"trainer/{name}.yaml").read_text())["strategy"]
-    if isinstance(given, str):
-        return given
     return _build({**given, **({"shard_skills": False} if whole else {})}, {})
 
 

@@ -3,12 +3,15 @@
 import logging
 import os
 import socket
+from pathlib import Path
 from queue import Empty
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import multiprocessing
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -25,6 +28,14 @@ from polylab.training import AtomicCheckpointIO, PolyModule, RunCheckpoint
 
 TASKS = ["copy", "first", "upper"]
 VOCABULARY = 384
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def ddp():
+    """The strategy of `trainer=ddp`."""
+    given = yaml.safe_load((CONF / "trainer/ddp.yaml").read_text())["strategy"]
+    assert given.pop("_target_") == "lightning.pytorch.strategies.DDPStrategy"
+    return DDPStrategy(**given)
 
 
 @pytest.fixture

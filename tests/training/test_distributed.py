@@ -24,7 +24,7 @@ def _train(
     router="dense",
 ):
     """Everything a rank knows after a run whose global batch is the same for any `devices`."""
-    from tests.training.conftest import Data, Memory, build_module
+    from tests.training.conftest import Data, Memory, build_module, ddp
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     poly = {"noise": "none" if dropout == 0 else "relaxed_bernoulli", "noise_source": "global"}
@@ -35,7 +35,7 @@ def _train(
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=ddp() if devices > 1 else "auto",
         max_steps=max_steps,
         val_check_interval=2,
         check_val_every_n_epoch=None,

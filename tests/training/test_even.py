@@ -15,7 +15,7 @@ from polylab.callbacks.base import AllocationCallback
 from polylab.data import DataModule, Example, TaskCollection, TaskData
 from polylab.training import ShardedStrategy
 from polylab.training.distributed import gather_objects
-from tests.training.conftest import Memory, _on_two_ranks, build_module
+from tests.training.conftest import Memory, _on_two_ranks, build_module, ddp
 
 CHOICES = ("yes", "no", "perhaps", "neither of them")
 KINDS = {  # and how many examples all ranks evaluate at a time
@@ -127,7 +127,7 @@ def _on_a_rank(_folder):
     with ExitStack() as patches:
         for name in READERS:
             patches.enter_context(mock.patch(f"polylab.{name}.is_sharded", return_value=True))
-        found = {kind: _run(kind, strategy="ddp") for kind in KINDS}
+        found = {kind: _run(kind, strategy=ddp()) for kind in KINDS}
     first, *others = gather_objects([run["counts"] for run in found.values()])
     if others == [first]:  # else it would wait for ever
         found["sharded gpt2"] = _run("gpt2", strategy=ShardedStrategy())

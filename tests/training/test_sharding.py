@@ -16,7 +16,7 @@ from polylab.config.ddp import clean_environment
 from polylab.poly.sharding import find_blocks, is_sharded, local_part, shard_like, whole
 from polylab.training import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from polylab.training.sharding import check_sharded, check_strategy
-from tests.training.conftest import build_module
+from tests.training.conftest import build_module, ddp
 
 STEPS, CUT = 5, 2
 ENGINES = ["ddp", "2 shard", "2 shard the backbone"]
@@ -77,6 +77,8 @@ def train(
 
 
 def _made(strategy):
+    if strategy == "ddp":
+        return ddp()
     if "shard" not in strategy:
         return strategy
     return ShardedStrategy(shard_skills="backbone" not in strategy)

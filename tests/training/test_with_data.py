@@ -41,7 +41,7 @@ def data_of(kind, num_workers=0):
 
 def train(folder, devices=1, *, kind="t5", steps=9, dropout=0.1, every=None, ckpt_path=None, **kw):
     """The final weights and the validation's result."""
-    from tests.training.conftest import build_module
+    from tests.training.conftest import build_module, ddp
 
     module = build_module(kind, dropout=dropout, optim={"lr": 0.01, "clip": 1.0}, seed=4)
     data = data_of(kind, num_workers=kw.pop("num_workers", 0))
@@ -49,7 +49,7 @@ def train(folder, devices=1, *, kind="t5", steps=9, dropout=0.1, every=None, ckp
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=ddp() if devices > 1 else "auto",
         max_steps=steps,
         val_check_interval=3 * kw.get("accumulate_grad_batches", 1),
         check_val_every_n_epoch=None,
