@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 ROUTINGS = ("learned", "shuffled", "uniform")
 _READ = ("input_ids", "attention_mask", "labels", "task_ids")
+_SIZE = 16  # of a batch, the same on any number of ranks: an input router exchanges its rows
 # Of others (FSDP1, DeepSpeed), a part of the module cannot be called by itself.
 _STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 
@@ -41,8 +42,10 @@ class RoutingUse(Callback):
 
     `routing/learned_loss`, `routing/shuffled_loss` (every task with the allocation of another one;
     of an input router, every example with that of another), `routing/uniform_loss` (the average of
-    all skills): nats per label token, on the same few validation batches, which are spread evenly
-    over those that there are. One line warns if shuffling changes nothing.
+    all skills): nats per label token, on the same few validation examples, which are spread evenly
+    over those that there are, and are the same on any number of ranks where the loader's batch
+    sampler can say so (`sample`, as polylab's); of other loaders each rank takes what it is given.
+    One line warns if shuffling changes nothing.
 
     Nothing is asked where there is no routing to train: with one skill, one task, or routers that
     are fixed. The training's state and random streams stay as they are.
@@ -130,13 +133,16 @@ def _has_a_choice(model: PolyModel) -> bool:
 
 
 def _batches(trainer: Trainer, rows: int) -> list[dict[str, Any]]:
-    """As many on every rank; without single rows, which an input router could not shuffle.
-
-    So without fillers too.
-    """
+    """As many on every rank; without single rows, which an input router could not shuffle."""
     loaders = _list(trainer.val_dataloaders)
-    each = -(-rows // (trainer.world_size * max(1, len(loaders))))
-    found = [batch for loader in loaders for batch in _spread(loader, each)]
+    each = -(-rows // max(1, len(loaders)))
+    found = []
+    for loader in loaders:
+        sample = getattr(getattr(loader, "batch_sampler", None), "sample", None)
+        if sample is None:
+            found += _spread(loader, -(-each // trainer.world_size))
+        else:
+            found += _chosen(loader, sample(each, batch_size=_SIZE))
     found = [dict(b) for b in found if isinstance(b, Mapping) and len(b.get("labels", ())) > 1]
     return found[: min(gather_objects(len(found)))]
 
@@ -172,6 +178,8 @@ def _mean_loss(
     with model.routing(routing), trainer.precision_plugin.val_step_context():
         for batch in batches:
             found = losses(trainer.strategy.batch_to_device(batch))
+            if batch.get("filler"):  # all ranks ask equally often
+                continue
             total += torch.stack([found.losses.sum(), found.tokens.sum()]).double().cpu()
     loss, tokens = sum(gather_objects(total), torch.zeros(2, dtype=torch.float64)).tolist()
     return loss / max(tokens, 1)
@@ -204,10 +212,14 @@ def _spread(loader: Any, rows: int) -> list[Any]:
     keys = [*keys]
     largest = max(map(len, keys), default=1)
     kept = min(len(keys), -(-rows // largest))
-    chosen = [keys[len(keys) * i // kept] for i in range(kept)]
+    return _chosen(loader, [keys[len(keys) * i // kept] for i in range(kept)])
+
+
+def _chosen(loader: DataLoader[Any], keys: list[Any]) -> list[Any]:
+    """The batches with these keys."""
     generator = torch.Generator()
     part = DataLoader(
-        loader.dataset, batch_sampler=chosen, collate_fn=loader.collate_fn, generator=generator
+        loader.dataset, batch_sampler=keys, collate_fn=loader.collate_fn, generator=generator
     )
     return [*part]
 

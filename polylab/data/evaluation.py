@@ -26,19 +26,40 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
     def __init__(
         self, order: Sequence[Key], *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        self._order, self._rank, self._world_size = order, rank, world_size
         local_size = max(1, batch_size // world_size)
         n_slices = world_size * -(-len(order) // (world_size * local_size))
         n_own = min(n_slices, len(order))
-        edges = [len(order) * i // n_own for i in range(n_own + 1)] if order else [0]
-        slices = [list(order[a:b]) for a, b in itertools.pairwise(edges)]
+        slices = _cut(order, n_own)
         slices += [[(order[0][0], FILLER)] for _ in range(n_slices - n_own)]
         self._batches = slices[rank::world_size]
+
+    def sample(self, n: int, *, batch_size: int) -> list[list[Key]]:
+        """This rank's share of `n` of all examples, evenly spaced, in batches of `batch_size`.
+
+        The batches of all ranks are the same for any number of them, of sizes that differ by at
+        most one row; a rank that would have fewer gets a last one that is a filler in all rows.
+        """
+        n = min(n, len(self._order))
+        if n < 1:
+            return []
+        chosen = [self._order[len(self._order) * i // n] for i in range(n)]
+        batches = _cut(chosen, -(-n // batch_size))
+        filler = [(index, FILLER) for index, _ in batches[0]]
+        batches += [filler] * (-len(batches) % self._world_size)
+        return batches[self._rank :: self._world_size]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
         yield from self._batches
+
+
+def _cut(keys: Sequence[Key], n: int) -> list[list[Key]]:
+    """`n` batches in order, of sizes that differ by at most one row."""
+    edges = [len(keys) * i // n for i in range(n + 1)] if n else [0]
+    return [list(keys[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def choose_examples(size: int, *, limit: int | None, seed: int, name: str) -> list[int]:

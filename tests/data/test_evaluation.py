@@ -1,5 +1,7 @@
 """Bounded, seeded, rank-sharded evaluation."""
 
+import itertools
+
 import pytest
 
 from polylab.data.evaluation import (
@@ -38,6 +40,36 @@ def test_ranks_work_in_step() -> None:
     ]
     assert [len(sampler) for sampler in samplers] == [4, 4]
     assert [[len(batch) for batch in sampler] for sampler in samplers] == [[3, 4, 4, 4], [4] * 4]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (12, 4), (40, 7), (1, 3)])
+def test_a_sample_is_the_same_on_any_number_of_ranks(
+    n: int, batch_size: int, world_size: int
+) -> None:
+    order = [(100 + i, i) for i in range(31)]
+    alone = EvaluationBatchSampler(order, batch_size=8).sample(n, batch_size=batch_size)
+    ranks = [
+        EvaluationBatchSampler(order, batch_size=8, rank=rank, world_size=world_size).sample(
+            n, batch_size=batch_size
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    filler = [(index, FILLER) for index, _ in alone[0]]
+    together = [b for at in zip(*ranks, strict=True) for b in at]
+    assert together == alone + [filler] * (len(together) - len(alone))
+    sizes = [*map(len, alone)]
+    assert sum(sizes) == min(n, 31)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    gaps = [b[0] - a[0] for a, b in itertools.pairwise([key for b in alone for key in b])]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_a_sample_of_nothing() -> None:
+    assert EvaluationBatchSampler([], batch_size=8).sample(3, batch_size=2) == []
+    assert EvaluationBatchSampler([(4, 0)], batch_size=8).sample(0, batch_size=2) == []
 
 
 def test_an_evaluation_repeats() -> None:
