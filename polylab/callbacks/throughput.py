@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from polylab.training.distributed import gather_tensors
+
 __all__ = ["Throughput"]
 
 _KEPT = 2**20  # places in batches that are kept to be counted together: at most 8 MiB, or a batch
@@ -85,12 +87,12 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count()
-        counts = torch.stack([self._tokens, self._tokens.new_tensor(self._places)])
-        sums = trainer.strategy.reduce(counts, reduce_op="sum")
-        tokens, places = sums.tolist()  # type: ignore[union-attr]  # waits for the device
+        own = self._tokens.new_tensor([0, self._places, _peak_bytes(pl_module.device)])
+        own[0] = self._tokens
+        ranks = gather_tensors(own[None], trainer.world_size).tolist()  # waits for the device
         seconds = time.perf_counter() - self._since - self._paused
-        peak = torch.tensor(_peak_mb(pl_module.device), device=pl_module.device)
-        metrics = {"memory/peak_mb": float(trainer.strategy.reduce(peak, reduce_op="max"))}
+        tokens, places = (sum(counts) for counts in list(zip(*ranks, strict=True))[:2])
+        metrics = {"memory/peak_mb": max(peak for *_, peak in ranks) / 2**20}
         if self._has_tokens:
             metrics["throughput/tokens_per_second"] = tokens / max(seconds, 1e-9)
             metrics["throughput/padding"] = 1 - tokens / max(places, 1)
@@ -121,8 +123,8 @@ def _is_encoder_decoder(module: LightningModule) -> bool:
     return any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
 
-def _peak_mb(device: torch.device) -> float:
+def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
+    return peak if sys.platform == "darwin" else peak * 2**10  # bytes there, KiB elsewhere
