@@ -44,7 +44,7 @@ class RoutingUse(Callback):
     of an input router, every example with that of another), `routing/uniform_loss` (the average of
     all skills): nats per label token, on the same few validation examples, which are spread evenly
     over those that there are, and are the same on any number of ranks where the loader's batch
-    sampler can say so (`sample`, as polylab's); of other loaders each rank takes what it is given.
+    sampler can say so (`sample_evenly`, as polylab's); of other loaders each rank takes its own.
     One line warns if shuffling changes nothing.
 
     Nothing is asked where there is no routing to train: with one skill, one task, or routers that
@@ -138,7 +138,7 @@ def _batches(trainer: Trainer, rows: int) -> list[dict[str, Any]]:
     each = -(-rows // max(1, len(loaders)))
     found = []
     for loader in loaders:
-        sample = getattr(getattr(loader, "batch_sampler", None), "sample", None)
+        sample = getattr(getattr(loader, "batch_sampler", None), "sample_evenly", None)
         if sample is None:
             found += _spread(loader, -(-each // trainer.world_size))
         else:

@@ -87,15 +87,15 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count()
-        own = self._tokens.new_tensor([0, self._places, _peak_bytes(pl_module.device)])
-        own[0] = self._tokens
+        known = self._tokens.new_tensor([self._places, _peak_bytes(pl_module.device)])
+        own = torch.stack([self._tokens, *known])
         ranks = gather_tensors(own[None], trainer.world_size).tolist()  # waits for the device
         seconds = time.perf_counter() - self._since - self._paused
-        tokens, places = (sum(counts) for counts in list(zip(*ranks, strict=True))[:2])
-        metrics = {"memory/peak_mb": max(peak for *_, peak in ranks) / 2**20}
+        tokens, places, peaks = zip(*ranks, strict=True)
+        metrics = {"memory/peak_mb": max(peaks) / 2**20}
         if self._has_tokens:
-            metrics["throughput/tokens_per_second"] = tokens / max(seconds, 1e-9)
-            metrics["throughput/padding"] = 1 - tokens / max(places, 1)
+            metrics["throughput/tokens_per_second"] = sum(tokens) / max(seconds, 1e-9)
+            metrics["throughput/padding"] = 1 - sum(tokens) / max(sum(places), 1)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._tokens.zero_()

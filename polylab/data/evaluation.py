@@ -34,7 +34,7 @@ class EvaluationBatchSampler(Sampler[list[Key]]):
         slices += [[(order[0][0], FILLER)] for _ in range(n_slices - n_own)]
         self._batches = slices[rank::world_size]
 
-    def sample(self, n: int, *, batch_size: int) -> list[list[Key]]:
+    def sample_evenly(self, n: int, *, batch_size: int) -> list[list[Key]]:
         """This rank's share of `n` of all examples, evenly spaced, in batches of `batch_size`.
 
         The batches of all ranks are the same for any number of them, of sizes that differ by at

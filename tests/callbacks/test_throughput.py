@@ -1,9 +1,16 @@
 """Tokens per second and memory."""
 
+import os
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
+import torch
+from torch import distributed, nn
 
 from polylab.callbacks import Throughput
 from tests.callbacks.tiny import TinyData
+from tests.training.conftest import _on_two_ranks, find_port
 
 
 class TestThroughput:
@@ -84,3 +91,33 @@ class TestThroughput:
         fit(module, data, [Throughput()], logger=memory, limit_val_batches=0)
         assert not memory.series("throughput/tokens_per_second")
         assert memory.series("memory/peak_mb")[-1][1] > 0
+
+
+def _logged_by_a_rank(_folder):
+    """Of a step in which the second rank has more rows, more padding and more memory."""
+    distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
+    rank, rows = distributed.get_rank(), []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: rows.append((step, metrics)))
+    trainer = SimpleNamespace(
+        global_step=0, max_steps=1, log_every_n_steps=1, world_size=2, loggers=[logger]
+    )
+    module = nn.Module()
+    module.device = torch.device("cpu")
+    mask = torch.tensor([[[1, 1, 1, 0]], [[1, 1, 0, 0], [1, 0, 0, 0]]][rank])
+    name = "polylab.callbacks.throughput"
+    with (
+        mock.patch(f"{name}._peak_bytes", return_value=(3 + 2 * rank) * 2**20),
+        mock.patch(f"{name}.time.perf_counter", side_effect=[0.0, 2.0, 2.0]),
+    ):
+        callback = Throughput()
+        callback.on_train_start(trainer, module)
+        trainer.global_step = 1
+        callback.on_train_batch_end(trainer, module, None, {"attention_mask": mask}, 0)
+    return rows
+
+
+def test_all_ranks_count():
+    keys = ("throughput/tokens_per_second", "throughput/padding", "memory/peak_mb")
+    expected = [(1, dict(zip(keys, (6 / 2, 6 / 12, 5), strict=True)))]
+    ranks = _on_two_ranks(_logged_by_a_rank, find_port(), "")
+    assert ranks == [expected, expected]

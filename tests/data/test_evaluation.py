@@ -48,9 +48,9 @@ def test_a_sample_is_the_same_on_any_number_of_ranks(
     n: int, batch_size: int, world_size: int
 ) -> None:
     order = [(100 + i, i) for i in range(31)]
-    alone = EvaluationBatchSampler(order, batch_size=8).sample(n, batch_size=batch_size)
+    alone = EvaluationBatchSampler(order, batch_size=8).sample_evenly(n, batch_size=batch_size)
     ranks = [
-        EvaluationBatchSampler(order, batch_size=8, rank=rank, world_size=world_size).sample(
+        EvaluationBatchSampler(order, batch_size=8, rank=rank, world_size=world_size).sample_evenly(
             n, batch_size=batch_size
         )
         for rank in range(world_size)
@@ -68,8 +68,8 @@ def test_a_sample_is_the_same_on_any_number_of_ranks(
 
 
 def test_a_sample_of_nothing() -> None:
-    assert EvaluationBatchSampler([], batch_size=8).sample(3, batch_size=2) == []
-    assert EvaluationBatchSampler([(4, 0)], batch_size=8).sample(0, batch_size=2) == []
+    assert EvaluationBatchSampler([], batch_size=8).sample_evenly(3, batch_size=2) == []
+    assert EvaluationBatchSampler([(4, 0)], batch_size=8).sample_evenly(0, batch_size=2) == []
 
 
 def test_an_evaluation_repeats() -> None:

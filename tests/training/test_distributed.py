@@ -5,11 +5,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
+from polylab.config.ddp import clean_environment
 from polylab.training import AtomicCheckpointIO, RunCheckpoint
 from polylab.training.distributed import gather_objects
-from tests.training.conftest import build_module
+from tests.training.conftest import Data, build_module, ddp
 
 
 def _train(
@@ -24,7 +25,7 @@ def _train(
     router="dense",
 ):
     """Everything a rank knows after a run whose global batch is the same for any `devices`."""
-    from tests.training.conftest import Data, Memory, build_module, ddp
+    from tests.training.conftest import Memory
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     poly = {"noise": "none" if dropout == 0 else "relaxed_bernoulli", "noise_source": "global"}
@@ -131,3 +132,23 @@ def test_each_rank_resumes_its_own_random_stream(free_port, on_two_ranks, tmp_pa
 
 def test_without_a_process_group_there_is_one_rank():
     assert gather_objects({"a": 1}) == [{"a": 1}]
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
+def test_gradients_lie_in_what_the_ranks_exchange():
+    """They are views of a bucket, here of one: nothing is copied back after the exchange."""
+
+    class Places(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):  # noqa: ARG002
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self.storages = {g.untyped_storage().data_ptr() for g in grads}
+
+    places = Places()
+    with clean_environment():
+        trainer = Trainer(
+            accelerator="cpu", devices=1, strategy=ddp(), max_steps=1, callbacks=[places],
+            limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(build_module(), Data())
+    assert len(places.storages) == 1
